@@ -1,0 +1,167 @@
+"""The command line: ``python -m gpt2_lightning [command] [key=value ...]``.
+
+In: the words a person typed. Out: the command's work, and an exit status that says whose fault a failure is.
+One number: help, lists and configuration errors import no torch, which alone would take a second or more.
+"""
+
+import sys
+import traceback
+from collections.abc import Callable
+
+from gpt2_lightning.errors import ConfigError, OutputError, PlatformError
+
+HELP = """usage: python -m gpt2_lightning [command] [key=value ...]
+
+  [train] +experiment=NAME [key=value ...]   train; config=FILE starts from a run's config.yaml instead
+  generate run=NAME|FILE prompt="..."        continue a text: sampler.k, sampler.temperature, max_new_tokens, seed
+  list [experiment|model|optimizer|...]      what there is to choose from
+
+  group=OPTION      another file of a group:   optimizer=muon  model=gpt2  schedule=wsd  data=local  debug=overfit
+  key=value         another value of a key:    optimizer.lr=3e-4  loss.beta=1e-3  trainer.max_steps=2000
+  --cfg job         show the composed configuration and stop
+  traceback=true    show where an error came from
+
+exit status: 0 done, 2 configuration or usage, 3 data, 4 checkpoint, 5 study, 6 non-finite numbers, 7 devices, 8 output or
+disk, 130 SIGINT, 143 SIGTERM"""
+
+GENERATE = {
+    "run": "",
+    "prompt": "",
+    "max_new_tokens": "200",
+    "seed": "1337",
+    "sampler.k": "10",
+    "sampler.temperature": "1.0",
+    "outputs": "outputs",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    show_trace = "traceback=true" in words
+    words = [word for word in words if word != "traceback=true"]
+    try:
+        command(words)
+        return 0
+    except PlatformError as error:
+        if show_trace:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return error.status
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 130
+
+
+def command(words: list[str]) -> None:
+    """Find the command by its first word; ``train`` when that is none."""
+    if not words or words[0] in ("-h", "--help", "help") or "--help" in words or "-h" in words:
+        print(HELP)
+    elif any(word.startswith("-") for word in words):
+        hydra_flags(words)
+    elif words[0] in COMMANDS:
+        COMMANDS[words[0]](words[1:])
+    elif "=" in words[0]:
+        train(words)
+    else:
+        remedy = f"There are {', '.join(COMMANDS)}; see --help"
+        raise ConfigError("command", key="command", value=words[0], rule="no such command", remedy=remedy)
+
+
+def train(overrides: list[str]) -> None:
+    """Check the configuration, then load torch and train."""
+    from gpt2_lightning.config import compose_config, load_config
+
+    for word in overrides:
+        if "=" not in word and not word.startswith("~"):
+            raise ConfigError("argument", key="argument", value=word, rule="is no key=value", remedy="See --help")
+    files = [word.removeprefix("config=") for word in overrides if word.startswith("config=")]
+    rest = [word for word in overrides if not word.startswith("config=")]
+    config = load_config(files[-1], rest) if files else compose_config(rest)
+    check_output(config.run.folder)
+    from gpt2_lightning import run
+
+    run.train(config)
+
+
+def check_output(folder: str) -> None:
+    """Raise OutputError, before anything heavy is loaded, when the output folder cannot be written."""
+    import os
+    from pathlib import Path
+
+    path = Path(folder).absolute()
+    while not path.exists():
+        path = path.parent
+    if not path.is_dir() or not os.access(path, os.W_OK):
+        rule = "cannot be written" if path.is_dir() else f"is not a folder: '{path}' is a file"
+        raise OutputError("output folder", key="run.folder", value=folder, rule=rule, remedy="Set run.folder to another one")
+
+
+def generate(words: list[str]) -> None:
+    """Read the keys as plain text, since prompts break the grammar of overrides, and continue the prompt."""
+    options = dict(GENERATE)
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or key not in GENERATE:
+            remedy = f"The keys are {', '.join(GENERATE)}"
+            raise ConfigError("argument of generate", key="argument", value=word, rule="is not known", remedy=remedy)
+        options[key] = value
+    check_generate(options)
+    from gpt2_lightning import run
+
+    run.generate_text(options)
+
+
+def check_generate(options: dict[str, str]) -> None:
+    """Hold the types and ranges of generate's keys; raises ConfigError."""
+    from gpt2_lightning.settings.sampler import SamplerConfig
+
+    if not options["run"]:
+        raise ConfigError("run", key="run", value="", rule="must be given", remedy="Set run=NAME")
+    for key, kind in (("max_new_tokens", int), ("seed", int), ("sampler.k", int), ("sampler.temperature", float)):
+        try:
+            number = kind(options[key])
+        except ValueError as error:
+            rule = f"must be a{'n integer' if kind is int else ' number'}"
+            raise ConfigError(key, key=key, value=options[key], rule=rule) from error
+        if key in ("max_new_tokens", "seed") and number < 0:
+            raise ConfigError(key, key=key, value=options[key], rule="must be at least 0")
+    SamplerConfig(k=int(options["sampler.k"]), temperature=float(options["sampler.temperature"]))
+    try:
+        options["prompt"].encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ConfigError("prompt", key="prompt", value=ascii(options["prompt"]), rule="is not valid UTF-8") from error
+
+
+def list_options(words: list[str]) -> None:
+    """Print the options of the groups, each with its first comment line."""
+    from gpt2_lightning.config import config_folder, group_options
+
+    groups = sorted(folder.name for folder in config_folder().iterdir() if folder.is_dir())
+    groups = ["experiment", "sweeps", *(name for name in groups if name != "experiment")]
+    asked = [word.removesuffix("s") if word != "sweeps" else word for word in words] or groups
+    for group in asked:
+        if group not in groups:
+            raise ConfigError("group", key="list", value=group, rule="no such group", remedy=f"There are {', '.join(groups)}")
+        print(f"{group}")
+        for name, comment in group_options(group).items() or {"(none)": ""}.items():
+            print(f"  {name:24} {comment}")
+
+
+def hydra_flags(words: list[str]) -> None:
+    """Hand flags such as --cfg and --info to Hydra itself."""
+    from gpt2_lightning.config import show_with_hydra
+
+    show_with_hydra([word for word in words if word != "train"])
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {"train": train, "generate": generate, "list": list_options}
+
+
+def console() -> None:
+    """The ``gpt2-lightning`` script."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    console()

@@ -1,0 +1,257 @@
+"""The configuration of a run: overrides in, a checked RunConfig out, or one line that says what is wrong.
+
+Hydra composes ``conf/`` (ours, and that of the folder the command is started in); the dataclasses of ``settings`` close
+the schema and hold the ranges; the rules between parts are here. Imports no torch: an error costs a fraction of a second.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from difflib import SequenceMatcher, get_close_matches
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from yaml import MarkedYAMLError, YAMLError
+
+from gpt2_lightning.errors import UNSET, ConfigError
+from gpt2_lightning.settings.data import DataConfig
+from gpt2_lightning.settings.decoder import DecoderConfig
+from gpt2_lightning.settings.loss import LossConfig
+from gpt2_lightning.settings.optimizer import OPTIMIZERS, OptimizerConfig, ScheduleConfig
+from gpt2_lightning.settings.sampler import SamplerConfig
+from gpt2_lightning.settings.setting import Settings, setting
+from gpt2_lightning.settings.trainer import CheckpointConfig, RunSettings, SamplesConfig, TrainerConfig
+
+__all__ = ["RunConfig", "compose_config", "config_folder", "group_options", "load_config", "to_yaml"]
+
+VOCAB_SIZES = {"gpt2": 50257, "bytes": 257}
+LAYERS = ("experiment", "sweeps", "debug")  # files that change many groups: later ones win
+
+
+@dataclass(kw_only=True, slots=True)
+class RunConfig(Settings):
+    """Everything a run depends on."""
+
+    seed: int = setting(1337, "seed", at_least=0, at_most=2**32 - 1)
+    run: RunSettings = field(default_factory=RunSettings)
+    model: DecoderConfig = field(default_factory=DecoderConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = MISSING
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
+    data: DataConfig = MISSING
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    def check_rules(self) -> None:
+        """The rules between parts."""
+        words = VOCAB_SIZES[self.data.tokenizer]
+        if self.model.vocab_size != words:
+            rule = f"differs from the {words} words of data.tokenizer={self.data.tokenizer}"
+            raise self.model.refuse("vocab_size", rule, f"Set model.vocab_size={words}")
+        if self.sampler.k > self.model.vocab_size:
+            raise self.sampler.refuse("k", f"must be at most the vocabulary, model.vocab_size = {self.model.vocab_size}")
+
+
+def config_folder() -> Path:
+    """The folder ``conf/``: inside the installed package, or at the top of the repository."""
+    here = Path(__file__).resolve().parent
+    return here / "conf" if (here / "conf").is_dir() else here.parents[1] / "conf"
+
+
+def search_folders() -> list[Path]:
+    """Where config files are looked for, in order: ours, our ``sweeps/``, and those of the current folder."""
+    places = [config_folder(), config_folder().parent, Path.cwd() / "conf", Path.cwd()]
+    return list(dict.fromkeys(places))
+
+
+def group_options(group: str) -> dict[str, str]:
+    """The options of a config group, each with the first comment line of its file."""
+    found: dict[str, str] = {}
+    for folder in search_folders():
+        for file in sorted((folder / group).glob("*.yaml")):
+            lines = file.read_text(encoding="utf-8").splitlines()
+            comments = [line.lstrip("# ") for line in lines if line.startswith("#") and "@package" not in line]
+            found.setdefault(file.stem, comments[0] if comments else "")
+    return found
+
+
+def register_schema() -> None:
+    """Tell Hydra the types; optimizers are a group of types."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=RunConfig)
+    for name, settings in OPTIMIZERS.items():
+        store.store(group="optimizer", name=f"{name}_settings", node=settings)
+
+
+def compose_config(overrides: list[str]) -> RunConfig:
+    """The run that the overrides ask for; raises ConfigError."""
+    overrides = in_order(overrides)
+    try:
+        composed = hydra_compose(overrides)
+        return instantiate(name_run(composed, overrides))
+    except ConfigError:
+        raise
+    except (HydraException, OmegaConfBaseException, YAMLError, OSError) as error:
+        raise explain(overrides, error) from error
+
+
+def load_config(path: str, overrides: list[str]) -> RunConfig:
+    """A run's own config.yaml, with changes to single keys; raises ConfigError."""
+    try:
+        loaded = OmegaConf.load(path)
+        assert isinstance(loaded, DictConfig)
+        schema = OmegaConf.structured(RunConfig)
+        schema.optimizer = OPTIMIZERS[str(OmegaConf.select(loaded, "optimizer.name"))]()
+        changes = OmegaConf.from_dotlist([change.lstrip("+") for change in overrides])
+        return instantiate(OmegaConf.merge(schema, loaded, changes))  # type: ignore[arg-type]
+    except (OSError, YAMLError, KeyError, AssertionError) as error:
+        raise ConfigError("configuration", key="config", value=path, rule=f"cannot be read: {error}") from error
+    except OmegaConfBaseException as error:
+        raise ConfigError("configuration", key="config", value=path, rule=first_line(error)) from error
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The resolved configuration; ``load_config`` reads it back."""
+    return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
+
+
+def in_order(overrides: list[str]) -> list[str]:
+    """Write experiment, sweeps and debug as additions, last and in that order, so that what a person types wins over files."""
+    plain = [text.lstrip("+") if text.lstrip("+").split("=")[0] in LAYERS else text for text in overrides]
+    layers = [f"+{text}" for layer in LAYERS for text in plain if text.split("=")[0] == layer]
+    return [text for text in plain if text.split("=")[0] not in LAYERS] + layers
+
+
+def hydra_compose(overrides: list[str]) -> DictConfig:
+    """Compose with Hydra, adding the current folder's ``conf/`` to the places it looks in."""
+    register_schema()
+    GlobalHydra.instance().clear()
+    places = ",".join(f'"file://{folder}"' for folder in search_folders()[1:] if folder.is_dir())
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        return compose("config", [*overrides, f"hydra.searchpath=[{places}]"])
+
+
+def name_run(composed: DictConfig, overrides: list[str]) -> DictConfig:
+    """A run is named after its experiment unless it is given a name."""
+    if composed.run.name == "auto":
+        names = [text.split("=", 1)[1] for text in overrides if text.startswith("+experiment=")]
+        composed.run.name = names[-1] if names else "run"
+    return composed
+
+
+def instantiate(composed: DictConfig) -> RunConfig:
+    """Build the dataclasses, which checks their ranges and the rules between them; raises ConfigError."""
+    for key in unknown_keys(composed):
+        raise no_such_key(key, OmegaConf.select(composed, key), list(leaf_keys(composed)))
+    config = build(composed)
+    assert isinstance(config, RunConfig)
+    return config
+
+
+def build(node: Any) -> Any:
+    """The dataclass or plain value of a node. OmegaConf's own ``to_object`` rewrites the messages of our errors."""
+    settings = OmegaConf.get_type(node)
+    if OmegaConf.is_dict(node):
+        values = {key: build(node[key]) for key in node}
+        return settings(**values) if is_dataclass(settings) else values
+    return OmegaConf.to_container(node) if OmegaConf.is_list(node) else node
+
+
+def unknown_keys(node: Any, prefix: str = "") -> Iterator[str]:
+    """Keys that the settings of their part do not have: Hydra lets ``+`` add them."""
+    settings = OmegaConf.get_type(node)
+    names = {f.name for f in fields(settings)} if is_dataclass(settings) else None
+    for key in node:
+        if names is not None and key not in names:
+            yield f"{prefix}{key}"
+        elif isinstance(node, DictConfig) and OmegaConf.is_dict(node._get_node(key)):
+            yield from unknown_keys(node[key], f"{prefix}{key}.")
+
+
+def leaf_keys(node: Any, prefix: str = "") -> Iterator[str]:
+    """The dotted keys of all values."""
+    for key in node:
+        if not OmegaConf.is_missing(node, key) and OmegaConf.is_dict(node[key]) and len(node[key]):
+            yield from leaf_keys(node[key], f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def explain(overrides: list[str], error: Exception) -> ConfigError:
+    """The one line for what Hydra or OmegaConf refused: the option or key that is not there, the type, or the file's fault."""
+    for text in overrides:
+        key, _, value = text.lstrip("+~").partition("=")
+        options = group_options(key.split("@")[0])
+        if options and value not in options:
+            return no_such_option(key, value, options)
+    for cause in causes(error):
+        if isinstance(cause, MarkedYAMLError) and cause.problem_mark:
+            place = f"{cause.problem_mark.name}:{cause.problem_mark.line + 1}"
+            return ConfigError("config file", key="file", value=place, rule=str(cause.problem))
+    for cause in causes(error):
+        key = getattr(cause, "full_key", None)
+        if key and isinstance(cause, ConfigKeyError | ConfigAttributeError):
+            return no_such_key(str(key), typed_value(overrides, str(key)), default_keys(overrides))
+        if key:
+            return ConfigError("setting", key=str(key), value=typed_value(overrides, str(key)), rule=first_line(cause))
+    return ConfigError(first_line(error))
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a library's message, without a closing full stop."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def typed_value(overrides: list[str], key: str) -> Any:
+    """What the person typed for a key; UNSET when it came from a file."""
+    typed = [text.partition("=")[2] for text in overrides if text.lstrip("+~").partition("=")[0] == key]
+    return typed[-1] if typed else UNSET
+
+
+def default_keys(overrides: list[str]) -> list[str]:
+    """All keys of the run, had no single value been overridden."""
+    groups = [text for text in overrides if group_options(text.lstrip("+").partition("=")[0])]
+    return list(leaf_keys(hydra_compose(groups)))
+
+
+def no_such_option(group: str, value: str, options: dict[str, str]) -> ConfigError:
+    """The error for a file of a group that does not exist: the names there are, the closest first."""
+    near = sorted(options, key=lambda name: -SequenceMatcher(None, value, name).ratio())
+    return ConfigError(group, key=group, value=value, rule=f"no such {group}", remedy=f"There are {', '.join(near)}")
+
+
+def no_such_key(key: str, value: Any, keys: list[str]) -> ConfigError:
+    """The error for a key that no setting has."""
+    near = get_close_matches(key, [k for k in keys if k != key], n=1, cutoff=0.5)
+    last = [k for k in keys if k != key and k.rpartition(".")[2] == key.rpartition(".")[2]]
+    guess = (last or near or [""])[0]
+    remedy = f"Did you mean {guess}?" if guess else "The keys are those of config.yaml in any run's folder"
+    return ConfigError("unknown key", key=key, value=value, rule="no setting has this name", remedy=remedy)
+
+
+def show_with_hydra(words: list[str]) -> None:
+    """Let Hydra answer its own flags (--cfg, --info): the composed configuration is shown, nothing is run."""
+    import hydra
+
+    register_schema()
+    flags = [word for word in words if word.startswith("-")]
+    if not flags or flags[0] not in ("--cfg", "-c", "--info", "-i", "--resolve", "--package", "-p"):
+        raise ConfigError("flag", key="flag", value=flags[0], rule="is not known", remedy="See --help")
+    sys.argv = [sys.argv[0], *in_order(words)]
+    hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")(lambda _: None)()

@@ -1,0 +1,196 @@
+"""What people look at: numbers in; ``metrics.jsonl``, TensorBoard's event files and a line on the terminal out.
+
+One number: every ``log_every``-th step pays for the log, the others for a comparison. Choice not taken: Lightning's loggers
+and progress bar, which cost 2 to 3 ms a step whether or not the step is logged.
+"""
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.utils.tensorboard import SummaryWriter
+
+from gpt2_lightning.config import RunConfig
+from gpt2_lightning.data.stream import StreamDataModule
+from gpt2_lightning.errors import NumbersError
+from gpt2_lightning.metrics import device_peak_flops, flops_per_token
+from gpt2_lightning.module import GPT2Module
+
+__all__ = ["Dashboard", "Progress", "RunLog"]
+
+
+class RunLog:
+    """The files of one run; ``write`` appends one object a line, flushed, and the same numbers for TensorBoard."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self.board = SummaryWriter(str(folder / "tensorboard"))
+
+    def write(self, step: int, tokens: int, metrics: dict[str, float]) -> None:
+        """One line of metrics at ``step`` optimizer steps and ``tokens`` trained tokens."""
+        self.file.write(json.dumps({"step": step, "tokens": tokens, **metrics}) + "\n")
+        self.file.flush()
+        for name, value in metrics.items():
+            self.board.add_scalar(name, value, step)
+
+    def write_text(self, name: str, text: str, step: int) -> None:
+        """Text for TensorBoard, shown as it is."""
+        self.board.add_text(name, f"<pre>{text.replace('&', '&amp;').replace('<', '&lt;')}</pre>", step)
+
+    def close(self) -> None:
+        """Flush and close everything."""
+        self.file.close()
+        self.board.close()
+
+
+class Progress:
+    """One line: step, loss, speed, time left. Rewritten in place on a terminal, a plain line each elsewhere."""
+
+    def __init__(self, max_steps: int, stream: TextIO = sys.stderr) -> None:
+        self.max_steps, self.stream, self.in_place = max_steps, stream, stream.isatty()
+
+    def show(self, step: int, metrics: dict[str, float], seconds_left: float) -> None:
+        """The line of one step."""
+        text = f"step {step}/{self.max_steps}  train {metrics['train/cross_entropy']:.3f}"
+        text += f"  {metrics['speed/tokens_per_second']:,.0f} tokens/s  {duration(seconds_left)} left"
+        self.stream.write(f"\r{text}\x1b[K" if self.in_place else f"{text}\n")
+        self.stream.flush()
+
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        self.stream.write(f"\r\x1b[K{text}\n" if self.in_place else f"{text}\n")
+        self.stream.flush()
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds, the larger two."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours} h {m:02d} min" if hours else f"{m} min {s:02d} s" if m else f"{s} s"
+
+
+class Dashboard(Callback):
+    """Collects the numbers of a run as it trains. Rank 0 writes; the other ranks take part in the means.
+
+    ``seconds_per_step`` is training without validation; ``tokens_per_step`` the global batch in tokens.
+    """
+
+    def __init__(self, folder: Path, config: RunConfig, data: StreamDataModule) -> None:
+        self.folder, self.data = folder, data
+        self.max_steps, self.log_every = config.trainer.max_steps, config.trainer.log_every
+        rows = config.data.batch_size * config.trainer.accumulate * config.trainer.devices
+        self.tokens_per_step = rows * config.model.block_size
+        self.profiler = profile_into(folder) if config.trainer.profile else None
+        self.run_log: RunLog | None = None
+        self.progress: Progress | None = None
+        self.validation: dict[str, float] = {}
+        self.logged_step = 0
+        self.started = time.perf_counter()
+
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        """Rank 0 opens the files."""
+        if trainer.is_global_zero and self.run_log is None:
+            self.run_log, self.progress = RunLog(self.folder), Progress(self.max_steps)
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Start the clocks."""
+        self.logged_step = trainer.global_step
+        self.mark = time.perf_counter()
+        if self.profiler:
+            self.profiler.start()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """At every ``log_every``-th step and the last, write a line; the last step also asks for a validation."""
+        step = trainer.global_step
+        if self.profiler:
+            self.profiler.step()
+        if (step % self.log_every == 0 or step == self.max_steps) and step > self.logged_step:
+            assert isinstance(module, GPT2Module)
+            self.write_training(trainer, module, step)
+        if step == self.max_steps:
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """The trace is written when the profiler stops."""
+        if self.profiler:
+            self.profiler.stop()
+
+    def write_training(self, trainer: Trainer, module: GPT2Module, step: int) -> None:
+        """The metrics since the last line; raises NumbersError when the loss is not finite."""
+        metrics = module.training_metrics()
+        metrics |= self.speed(trainer, module, step)
+        if not all(map(is_finite, (metrics["train/loss"], metrics["optimizer/gradient_norm"]))):
+            rule = f"is not finite within the {step - self.logged_step} steps before step {step}"
+            remedy = "The checkpoints so far stand; lower optimizer.lr or the precision's risk, or set trainer.clip"
+            raise NumbersError("loss or gradient", key="train/loss", value=metrics["train/loss"], rule=rule, remedy=remedy)
+        self.logged_step = step
+        if self.run_log:
+            self.run_log.write(step, step * self.tokens_per_step, metrics)
+        if self.progress:
+            self.progress.show(step, metrics, (self.max_steps - step) * self.seconds_per_step)
+
+    def speed(self, trainer: Trainer, module: GPT2Module, step: int) -> dict[str, float]:
+        """How fast the steps since the last line were, and what they held."""
+        now = time.perf_counter()
+        elapsed, steps = now - self.mark, step - self.logged_step
+        self.mark = now
+        self.seconds_per_step = elapsed / steps
+        tokens_per_second = steps * self.tokens_per_step / elapsed
+        speed = {"speed/tokens_per_second": tokens_per_second, "speed/peak_memory": peak_memory(module.device)}
+        if self.data.loader:
+            speed["speed/data_wait"] = self.data.loader.waited_seconds / elapsed
+            self.data.loader.waited_seconds = 0.0
+        peak = device_peak_flops(torch.cuda.get_device_name(module.device)) if module.device.type == "cuda" else None
+        if peak:
+            rate = tokens_per_second * flops_per_token(module.config.model, module.n_parameters)
+            speed["speed/mfu"] = rate / (peak * trainer.world_size)
+        return speed
+
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Stop the clock of training."""
+        self.paused = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Write the validation's metrics, and let the clock go on."""
+        self.mark += time.perf_counter() - self.paused
+        assert isinstance(module, GPT2Module)
+        step, metrics = trainer.global_step, module.validation
+        self.validation = dict(metrics)
+        if self.run_log:
+            self.run_log.write(step, step * self.tokens_per_step, metrics)
+        if self.progress:
+            values = f"{metrics['val/cross_entropy']:.4f} nats, {metrics['val/bits_per_byte']:.4f} bits per byte"
+            self.progress.note(f"step {step}: validation {values}")
+
+    def finish(self, samples: str) -> None:
+        """Add the samples and close the files."""
+        if self.run_log:
+            self.run_log.write_text("samples", samples, self.logged_step)
+            self.run_log.close()
+
+
+def profile_into(folder: Path) -> Any:
+    """A profiler that traces ten steps after ten of warm-up, for TensorBoard and for chrome://tracing."""
+    schedule = torch.profiler.schedule(wait=8, warmup=2, active=10, repeat=1)
+    handler = torch.profiler.tensorboard_trace_handler(str(folder / "tensorboard"))
+    return torch.profiler.profile(schedule=schedule, on_trace_ready=handler)
+
+
+def is_finite(value: float) -> bool:
+    """Neither nan nor infinite."""
+    return value == value and abs(value) != float("inf")
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most bytes held so far: of the device's memory, or of this process on a CPU."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)

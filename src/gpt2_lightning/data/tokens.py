@@ -1,0 +1,96 @@
+"""Tokenizers: text in, token ids out, and back. GPT-2's byte-pair encoding, from a vocabulary that ships with the package,
+and plain bytes.
+
+One number: 50,257 words, the last of them end-of-text. Choice not taken: ``tiktoken.get_encoding``, which downloads.
+"""
+
+import base64
+import gzip
+import hashlib
+from functools import cache
+from importlib.resources import files
+from typing import Protocol
+
+import numpy as np
+import tiktoken
+
+from gpt2_lightning.errors import ConfigError, DataError
+
+__all__ = ["VOCAB_SIZES", "ByteTokenizer", "GPT2Tokenizer", "Tokenizer", "load_tokenizer"]
+
+RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
+SPLIT = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""  # Radford et al. 2019, encoder.py
+
+
+class Tokenizer(Protocol):
+    """What a tokenizer offers. ``decode`` is lossless together with ``encode``; end-of-text has no bytes."""
+
+    vocab_size: int
+    end_of_text: int
+
+    def encode(self, text: str) -> np.ndarray: ...
+
+    def decode(self, tokens: list[int]) -> str: ...
+
+    def token_bytes(self) -> np.ndarray: ...
+
+
+class GPT2Tokenizer:
+    """GPT-2's byte-pair encoding through tiktoken."""
+
+    def __init__(self) -> None:
+        self.encoding = tiktoken.Encoding(
+            "gpt2", pat_str=SPLIT, mergeable_ranks=gpt2_ranks(), special_tokens={"<|endoftext|>": 50256}
+        )
+        self.vocab_size, self.end_of_text = 50257, 50256
+
+    def encode(self, text: str) -> np.ndarray:
+        """Token ids, int32; text that spells a special token is text."""
+        return self.encoding.encode_to_numpy(text, disallowed_special=()).astype(np.int32)
+
+    def decode(self, tokens: list[int]) -> str:
+        """The text; bytes that make no whole character become U+FFFD, end-of-text becomes nothing."""
+        return self.encoding.decode([t for t in tokens if t != self.end_of_text], errors="replace")
+
+    def token_bytes(self) -> np.ndarray:
+        """The number of bytes of each word of the vocabulary, int64."""
+        lengths = [len(self.encoding.decode_single_token_bytes(t)) for t in range(self.end_of_text)]
+        return np.array([*lengths, 0])
+
+
+class ByteTokenizer:
+    """UTF-8 bytes, and end-of-text as number 256."""
+
+    vocab_size = 257
+    end_of_text = 256
+
+    def encode(self, text: str) -> np.ndarray:
+        """Token ids, int32."""
+        return np.frombuffer(text.encode("utf-8", "surrogateescape"), dtype=np.uint8).astype(np.int32)
+
+    def decode(self, tokens: list[int]) -> str:
+        """The text; bytes that make no whole character become U+FFFD, end-of-text becomes nothing."""
+        return bytes(t for t in tokens if t < 256).decode("utf-8", "replace")
+
+    def token_bytes(self) -> np.ndarray:
+        """One byte each, int64."""
+        return np.array([1] * 256 + [0])
+
+
+@cache
+def load_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer of that name, made once."""
+    if name == "gpt2":
+        return GPT2Tokenizer()
+    if name == "bytes":
+        return ByteTokenizer()
+    raise ConfigError("tokenizer", key="data.tokenizer", value=name, rule="must be one of gpt2, bytes")
+
+
+@cache
+def gpt2_ranks() -> dict[bytes, int]:
+    """GPT-2's merges as ranks; raises DataError when the shipped file is not the one it should be."""
+    content = gzip.decompress((files("gpt2_lightning") / "assets" / "gpt2.tiktoken.gz").read_bytes())
+    if hashlib.sha256(content).hexdigest() != RANKS_SHA256:
+        raise DataError("GPT-2's vocabulary", rule="its SHA-256 is not that of the published file", remedy="Install again")
+    return {base64.b64decode(word): int(rank) for word, rank in (line.split() for line in content.splitlines())}

@@ -1,0 +1,1 @@
+"""From a decoder and prompts to text."""

@@ -1,0 +1,34 @@
+"""Generation: prompt tokens in, continuation out, one token at a time from the last ``block_size`` tokens."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gpt2_lightning.decoder import Decoder
+from gpt2_lightning.settings.sampler import SamplerConfig
+
+__all__ = ["SamplerConfig", "continue_tokens", "top_k_probabilities"]
+
+
+def top_k_probabilities(logits: Float[Tensor, "B V"], config: SamplerConfig) -> Float[Tensor, "B V"]:
+    """The renormalised distribution over the k likeliest tokens; a tie at the edge is broken by index, never kept whole."""
+    k = 1 if config.temperature == 0 else config.k
+    top, index = logits.float().topk(k, dim=-1)
+    p = torch.softmax(top / (config.temperature or 1.0), dim=-1)
+    return torch.zeros_like(logits, dtype=p.dtype).scatter_(-1, index, p)
+
+
+@torch.no_grad()
+def continue_tokens(
+    decoder: Decoder, prompt: Int[Tensor, "B T"], max_new_tokens: int, config: SamplerConfig, generator: torch.Generator
+) -> Int[Tensor, "B T_new"]:
+    """The prompt and ``max_new_tokens`` more tokens, ``[B, T + max_new_tokens]``; dropout is off meanwhile."""
+    was_training = decoder.training
+    decoder.eval()
+    tokens = prompt
+    for _ in range(max_new_tokens):
+        logits = decoder(tokens[:, -decoder.config.block_size :])[:, -1]
+        p = top_k_probabilities(logits, config).cpu()
+        tokens = torch.cat([tokens, torch.multinomial(p, 1, generator=generator).to(tokens.device)], dim=1)
+    decoder.train(was_training)
+    return tokens

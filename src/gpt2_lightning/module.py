@@ -1,0 +1,131 @@
+"""The LightningModule: introduces decoder, loss and optimizer to each other; no mathematics of its own.
+
+In: batches ``(inputs, targets)``. Out: gradients for the trainer, and the numbers of the steps since they were last asked for.
+One number: 2 to 3 ms, what a step costs that calls ``self.log``; so this module never calls it, keeps its sums on the
+device, and hands them over when ``training_metrics`` is called.
+"""
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.optim import Optimizer
+
+from gpt2_lightning.config import RunConfig
+from gpt2_lightning.data.stream import Batch
+from gpt2_lightning.decoder import Decoder
+from gpt2_lightning.loss import IGNORED, add_penalty_gradient, cross_entropy, loss_terms, parameter_norm, token_losses
+from gpt2_lightning.metrics import bits_per_byte, perplexity
+from gpt2_lightning.optimizer import build_optimizer, schedule_factor, set_learning_rate
+
+__all__ = ["GPT2Module"]
+
+
+class GPT2Module(LightningModule):
+    """GPT-2 under its regularised loss. ``validation`` holds the metrics of the last validation."""
+
+    def __init__(self, config: RunConfig, val_names: list[str], bytes_per_token: Tensor) -> None:
+        super().__init__()
+        self.config = config
+        self.decoder = Decoder(config.model)
+        self.val_names = val_names
+        self.register_buffer("bytes_per_token", bytes_per_token, persistent=False)
+        self.validation: dict[str, float] = {}
+        self.n_parameters = sum(p.numel() for p in self.decoder.parameters())
+        self.train_objective = torch.compile(self.objective) if config.trainer.compile else self.objective
+
+    def objective(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy of one batch, ``inputs`` and ``targets`` ``[B, T]``."""
+        hidden = self.decoder.hidden(inputs)
+        return cross_entropy(hidden, self.decoder.wte.weight, targets, self.config.loss.chunk_tokens)[0]
+
+    def configure_optimizers(self) -> Optimizer:
+        """The configured optimizer; fused unless a gradient scaler must come between."""
+        return build_optimizer(self.config.optimizer, self.decoder, fused=self.trainer.precision != "16-mixed")
+
+    def on_fit_start(self) -> None:
+        """Make the sums that training adds to."""
+        self.summed = torch.zeros((), device=self.device)
+        self.count = 0
+        self.gradient_norm = self.norm = torch.zeros((), device=self.device)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Cross-entropy; the penalty's gradient is added once a step, in closed form."""
+        loss = self.train_objective(*batch)
+        self.summed += loss.detach()
+        self.count += 1
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Gradients are whole and averaged over the ranks: add the penalty's, and set this step's learning rate."""
+        if self.config.loss.beta:
+            self.norm = add_penalty_gradient(self.decoder.parameters(), self.config.loss.beta)
+        set_learning_rate(optimizer.param_groups, self.learning_rate(self.global_step))
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of step ``step`` = 0, 1, ..."""
+        return self.config.optimizer.lr * schedule_factor(step, self.config.schedule, self.config.trainer.max_steps)
+
+    def configure_gradient_clipping(self, optimizer: Optimizer, *_: Any, **__: Any) -> None:  # type: ignore[override]
+        """Scale the gradient of the whole loss down to the largest norm allowed; its norm before is kept for the log."""
+        due = (self.global_step + 1) % self.config.trainer.log_every == 0
+        if self.config.trainer.clip or due:
+            gradients = [p.grad for p in self.decoder.parameters() if p.grad is not None]
+            self.gradient_norm = parameter_norm(gradients)
+        if self.config.trainer.clip:
+            torch.nn.utils.clip_grads_with_norm_(self.decoder.parameters(), self.config.trainer.clip, self.gradient_norm)
+
+    def training_metrics(self) -> dict[str, float]:
+        """Means over the batches since the last call and over the ranks, in nats; norms of the last step. Waits for the device."""
+        mean = self.trainer.strategy.reduce(self.summed / max(1, self.count), reduce_op="mean")
+        norm = self.norm if self.config.loss.beta else parameter_norm(self.decoder.parameters())
+        terms = loss_terms(mean, norm, self.config.loss)
+        self.summed = torch.zeros_like(self.summed)
+        self.count = 0
+        return {
+            "train/cross_entropy": float(terms.cross_entropy),
+            "train/penalty": float(norm) * self.config.loss.beta,
+            "train/loss": float(terms.total),
+            "optimizer/learning_rate": self.learning_rate(max(0, self.global_step - 1)),
+            "optimizer/gradient_norm": float(self.gradient_norm),
+            "optimizer/parameter_norm": float(norm),
+        }
+
+    def on_validation_epoch_start(self) -> None:
+        """Per corpus: nats, tokens, bytes, and targets that were the likeliest word."""
+        self.sums = torch.zeros(len(self.val_names), 4, dtype=torch.float64, device=self.device)
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Add one batch of one corpus; beta has no part in it."""
+        inputs, targets = batch
+        losses, hits = token_losses(self.decoder.hidden(inputs), self.decoder.wte.weight, targets)
+        seen = targets[targets != IGNORED]
+        n_bytes = self.bytes_per_token[seen].sum()  # type: ignore[index]
+        self.sums[dataloader_idx] += torch.stack([losses.double().sum(), torch.tensor(len(seen)), n_bytes, hits.sum()])
+
+    def on_validation_epoch_end(self) -> None:
+        """Metrics over all ranks: per corpus, and over all tokens together."""
+        sums = self.trainer.strategy.reduce(self.sums, reduce_op="sum")
+        parts = {f"{name}/": part for name, part in zip(self.val_names, sums.tolist(), strict=True)}
+        self.validation = validation_metrics("", sums.sum(0).tolist())
+        for name, part in parts.items():
+            self.validation |= validation_metrics(name, part)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Plain data only, so that the file loads with weights_only=True."""
+        checkpoint["config"] = asdict(self.config)
+        checkpoint["validation"] = self.validation
+
+
+def validation_metrics(corpus: str, sums: list[float]) -> dict[str, float]:
+    """The named metrics from ``[nats, tokens, bytes, hits]``."""
+    nats, tokens, n_bytes, hits = sums
+    mean = nats / max(1.0, tokens)
+    return {
+        f"val/{corpus}cross_entropy": mean,
+        f"val/{corpus}perplexity": perplexity(mean),
+        f"val/{corpus}bits_per_byte": bits_per_byte(nats, int(n_bytes)),
+        f"val/{corpus}accuracy": hits / max(1.0, tokens),
+    }

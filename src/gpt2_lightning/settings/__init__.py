@@ -1,0 +1,1 @@
+"""The settings of every part: dataclasses free of torch, so that help and configuration errors are quick."""

@@ -1,0 +1,72 @@
+"""A setting: a dataclass field that carries its meaning and its range.
+
+In: ``n_layer: int = setting(12, "number of blocks", at_least=1)``.
+Out: a dataclass whose instances have been checked, or a ConfigError that names key, value, rule and remedy.
+Ranges are data beside the default, not code, so that the help and the search space can read the same ones.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, ClassVar
+
+from gpt2_lightning.errors import ConfigError
+
+
+def setting(default: Any, what: str, **rules: Any) -> Any:
+    """A field with its meaning and rules: ``at_least``, ``above``, ``at_most``, ``below``, ``choices``, ``remedy``."""
+    metadata = {"what": what, **rules}
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(kw_only=True, slots=True)
+class Settings:
+    """Base of all settings: checks every field's range, then the rules between its fields."""
+
+    group: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            check_value(f, getattr(self, f.name), f"{self.group}.{f.name}" if self.group else f.name)
+        self.check_rules()
+
+    def check_rules(self) -> None:
+        """Hold the rules between the fields; raises ConfigError."""
+
+    def refuse(self, name: str, rule: str, remedy: str = "") -> ConfigError:
+        """The error for field ``name``, to be raised by the caller."""
+        f = next(f for f in fields(self) if f.name == name)
+        key = f"{self.group}.{name}" if self.group else name
+        return ConfigError(f.metadata.get("what", name), key=key, value=getattr(self, name), rule=rule, remedy=remedy)
+
+
+def check_value(f: "Field[Any]", value: Any, key: str) -> None:
+    """Hold one field's range, element by element for lists; ``None`` is the business of the field's type."""
+    for one in value if isinstance(value, Sequence) and not isinstance(value, str) else [value]:
+        rule = broken_rule(f.metadata, one)
+        if rule:
+            remedy = f.metadata.get("remedy", f"The default is {key}={f.default}" if f.default is not None else "")
+            raise ConfigError(f.metadata.get("what", f.name), key=key, value=value, rule=rule, remedy=remedy)
+
+
+def broken_rule(rules: Any, value: Any) -> str:
+    """The rule that ``value`` breaks, in words; empty when it breaks none."""
+    choices = rules.get("choices")
+    if choices and value is not None and value not in choices:
+        return "must be one of " + ", ".join(map(str, choices))
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return ""
+    if not math.isfinite(value):
+        return "must be finite"
+    bounds = [
+        ("at_least", "at least", lambda bound: value >= bound),
+        ("above", "above", lambda bound: value > bound),
+        ("at_most", "at most", lambda bound: value <= bound),
+        ("below", "below", lambda bound: value < bound),
+    ]
+    asked = [(words, rules[name], holds) for name, words, holds in bounds if name in rules]
+    if all(holds(bound) for _, bound, holds in asked):
+        return ""
+    return "must be " + " and ".join(f"{words} {bound}" for words, bound, _ in asked)

@@ -1,0 +1,66 @@
+"""How long, where and how precisely a run trains; what it keeps."""
+
+import re
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from gpt2_lightning.settings.setting import Settings, setting
+
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed")
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainerConfig(Settings):
+    """The training loop."""
+
+    group: ClassVar[str] = "trainer"
+
+    max_steps: int = setting(1000, "optimizer steps of the run", at_least=1)
+    val_every: int = setting(250, "optimizer steps between validations", at_least=1)
+    log_every: int = setting(50, "optimizer steps between logged lines", at_least=1)
+    accelerator: str = setting("auto", "kind of device", choices=("auto", "cpu", "gpu"))
+    devices: int = setting(1, "devices, each a rank", at_least=1)
+    precision: str = setting("auto", "number format (auto: bf16-mixed where it is fast)", choices=PRECISIONS)
+    accumulate: int = setting(1, "batches whose gradients make one step", at_least=1)
+    clip: float = setting(1.0, "largest gradient norm (0: no clipping)", at_least=0)
+    compile: bool = setting(False, "compile the decoder with torch.compile")
+    patience: int | None = setting(None, "validations without a better one before stopping (none: never)", at_least=1)
+    profile: bool = setting(False, "write a profiler trace of a few steps")
+
+
+@dataclass(kw_only=True, slots=True)
+class CheckpointConfig(Settings):
+    """What is saved. The best and the last are kept; a checkpoint is also written after every validation."""
+
+    group: ClassVar[str] = "checkpoint"
+
+    save: bool = setting(True, "write checkpoints")
+
+
+@dataclass(kw_only=True, slots=True)
+class SamplesConfig(Settings):
+    """The text a run writes at its end."""
+
+    group: ClassVar[str] = "samples"
+
+    prompts: list[str] = field(default_factory=lambda: [""])
+    max_new_tokens: int = setting(200, "new tokens of each sample (0: no samples)", at_least=0)
+
+
+@dataclass(kw_only=True, slots=True)
+class RunSettings(Settings):
+    """A run's name and place: ``outputs/runs/NAME/ID``."""
+
+    group: ClassVar[str] = "run"
+
+    name: str = setting("auto", "name of the run (auto: the experiment's)")
+    id: str = setting("auto", "folder of the run below its name (auto: date and time)")
+    folder: str = setting("outputs", "output folder")
+
+    def check_rules(self) -> None:
+        """Names become folders: they must stay inside the output folder and fit a file system."""
+        for name in ("name", "id"):
+            value = getattr(self, name)
+            if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.=+-]{0,127}", value):
+                rule = "must be 1 to 128 letters, digits, '_', '-', '.', '=' or '+', and not begin with '.', '-' or '+'"
+                raise self.refuse(name, rule, f"Set run.{name}=my_{name}")
