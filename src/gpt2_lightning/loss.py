@@ -47,7 +47,7 @@ def cross_entropy(
     """Mean cross-entropy in nats over the targets that are not IGNORED, and each token's own (0 where ignored, no gradient).
 
     ``chunk_tokens`` bounds how many tokens' logits exist at once; 0 means as many as fit CHUNK_BYTES.
-    Under autocast the matrix products run in its type; the softmax is always float32.
+    Under autocast the matrix products run in its type; the softmax is never below float32.
     """
     chunk = chunk_tokens or max(1, CHUNK_BYTES // (4 * weight.shape[0]))
     return LinearCrossEntropy.apply(
@@ -85,7 +85,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         V = weight.shape[0]
         padding = -V % LANES if hidden.is_cuda else 0
         w = F.pad(weight.to(dtype), (0, 0, 0, padding))
-        scale = (targets != IGNORED).to(torch.float32)
+        scale = (targets != IGNORED).to(softmax_dtype(dtype))
         scale = scale / scale.sum().clamp(min=1.0)  # [N]: 1 / count, or 0 where ignored
         d_hidden, d_weight, losses = torch.empty_like(hidden), torch.zeros_like(w, dtype=weight.dtype), []
         for i in range(0, len(targets), chunk):
@@ -109,10 +109,15 @@ class LinearCrossEntropy(torch.autograd.Function):
         return d_hidden * grad, d_weight * grad, None, None, None
 
 
+def softmax_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float32, or float64 where that is what is computed in."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def log_probabilities(logits: Tensor, vocab_size: int) -> Tensor:
-    """Log-softmax in float32; columns from ``vocab_size`` on are padding and get no probability."""
+    """Log-softmax, at least in float32; columns from ``vocab_size`` on are padding and get no probability."""
     logits[:, vocab_size:] = -torch.inf
-    return F.log_softmax(logits, dim=-1, dtype=torch.float32)
+    return F.log_softmax(logits, dim=-1, dtype=softmax_dtype(logits.dtype))
 
 
 def accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:

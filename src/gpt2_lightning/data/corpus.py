@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from gpt2_lightning.errors import DataError, MachineError
 from gpt2_lightning.settings.data import CorpusConfig
@@ -106,7 +106,7 @@ def read_files(config: CorpusConfig, pattern: str, warn: Callable[[str], None]) 
             yield from split_text(read_text(path, config, warn), config.split)
 
 
-def open_bytes(path: Path) -> IO[bytes]:
+def open_bytes(path: Path) -> io.BufferedIOBase:
     """The file's content, decompressed by what it is, not by what it is called; raises DataError for binary types."""
     try:
         file = path.open("rb")
@@ -118,7 +118,7 @@ def open_bytes(path: Path) -> IO[bytes]:
         if head.startswith(magic):
             raise DataError("corpus", key="data.path", value=str(path), rule=f"is {kind}, not text", remedy="Extract its text first")
     kind = next((kind for magic, kind in COMPRESSED.items() if head.startswith(magic)), "")
-    openers: dict[str, Callable[[IO[bytes]], Any]] = {"gzip": gzip.GzipFile, "bz2": bz2.BZ2File, "xz": lzma.LZMAFile}
+    openers: dict[str, Callable[[io.BufferedIOBase], Any]] = {"gzip": gzip.GzipFile, "bz2": bz2.BZ2File, "xz": lzma.LZMAFile}
     if kind == "zstd":
         return open_zstd(file)
     if kind == "gzip":
@@ -126,7 +126,7 @@ def open_bytes(path: Path) -> IO[bytes]:
     return openers[kind](file) if kind else file
 
 
-def open_zstd(file: IO[bytes]) -> IO[bytes]:
+def open_zstd(file: io.BufferedIOBase) -> io.BufferedIOBase:
     """Zstandard, which the standard library reads from Python 3.14 on."""
     try:
         import zstandard

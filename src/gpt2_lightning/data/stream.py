@@ -7,7 +7,7 @@ One number: 0, the workers by default: a row is gathered by its index in microse
 
 import time
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ __all__ = ["Batch", "DataConfig", "StreamDataModule"]
 Batch = tuple[Tensor, Tensor]
 
 
+@runtime_checkable
 class Blocks(Protocol):
     """Anything that gives row n of a training order."""
 

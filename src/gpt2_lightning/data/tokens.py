@@ -9,7 +9,7 @@ import gzip
 import hashlib
 from functools import cache
 from importlib.resources import files
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import tiktoken
@@ -22,6 +22,7 @@ RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930
 SPLIT = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""  # Radford et al. 2019, encoder.py
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What a tokenizer offers. ``decode`` is lossless together with ``encode``; end-of-text has no bytes."""
 

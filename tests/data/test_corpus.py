@@ -1,0 +1,171 @@
+"""Documents come out as they went in; what is broken is named with its place."""
+
+import bz2
+import gzip
+import json
+import lzma
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from gpt2_lightning.data.corpus import PIECE_CHARACTERS, CorpusConfig, read_corpus
+from gpt2_lightning.data.tokens import load_tokenizer
+from gpt2_lightning.errors import DataError
+
+
+def documents(path: Path | str, part: str = "train", **options: object) -> list[str]:
+    options.setdefault("holdout_every", 1_000_000)
+    found, text = [], ""
+    for piece, ends in read_corpus(CorpusConfig(path=str(path), **options), part):
+        text += piece
+        if ends:
+            found.append(text)
+            text = ""
+    assert not text
+    return found
+
+
+@pytest.mark.parametrize(
+    ("split", "text", "expected"),
+    [
+        ("file", "a\n\nb\n", ["a\n\nb\n"]),
+        ("line", "a\n\n  \nb", ["a", "b"]),
+        ("blank_line", "a\nb\n\nc\n\n\n\nd", ["a\nb", "c", "d"]),
+        ("end_of_text", "a<|endoftext|>b\n<|endoftext|>\n", ["a", "b\n"]),
+        ("line", "a\r\nb\rc", ["a", "b", "c"]),
+        ("file", "\ufeffa", ["a"]),
+    ],
+)
+def test_splits(here: Path, split: str, text: str, expected: list[str]) -> None:
+    (here / "a.txt").write_bytes(text.encode())
+    assert documents("a.txt", split=split) == expected
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress, zstandard.compress])
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
+def test_compressed_text_is_known_by_its_content(here: Path, compress: object, name: str) -> None:
+    (here / name).write_bytes(compress("käse\n".encode()))
+    assert documents(name) == ["käse\n"]
+
+
+def test_json_lines_and_parquet_give_the_field(here: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (here / "a.jsonl").write_text('{"body": "one"}\n\n{"body": "two\\r\\n"}\n')
+    assert documents("a.jsonl", field="body") == ["one", "two\n"]
+    pq.write_table(pa.table({"text": ["one", "two"]}), here / "a.parquet")
+    assert documents("a.parquet") == ["one", "two"]
+
+
+def test_a_glob_reads_files_in_name_order(here: Path) -> None:
+    for name in ("b", "a", "c"):
+        (here / f"{name}.txt").write_text(name)
+    assert documents("*.txt") == ["a", "b", "c"]
+
+
+def test_every_tenth_document_is_held_out_and_only_it(here: Path) -> None:
+    (here / "a.txt").write_text("\n".join(map(str, range(25))))
+    options = {"split": "line", "holdout_every": 10}
+    assert documents("a.txt", "validation", **options) == ["9", "19"]
+    assert documents("a.txt", "train", **options) == [str(n) for n in range(25) if n not in (9, 19)]
+    assert documents("a.txt", "validation", **options, holdout_limit=1) == ["9"]
+    assert len(documents("a.txt", "train", **options, holdout_limit=1)) == 24
+
+
+def test_the_bundled_corpus_is_whole() -> None:
+    train, held_out = (documents("bundled:shakespeare.jsonl", part, holdout_every=10) for part in ("train", "validation"))
+    assert 900_000 < sum(map(len, train)) < 1_100_000
+    assert len(held_out) == (len(train) + len(held_out)) // 10
+    assert not set(train) & set(held_out)
+
+
+def test_a_long_line_comes_in_pieces_whose_tokens_are_those_of_the_whole(here: Path) -> None:
+    line = "It is 1 o'clock, they're  two \t words. " * 8000
+    (here / "a.txt").write_text(line)
+    pieces = [piece for piece, _ in read_corpus(CorpusConfig(path="a.txt", holdout_every=100), "train")]
+    assert len(pieces) > 2
+    assert max(map(len, pieces)) <= 2 * PIECE_CHARACTERS
+    encode = load_tokenizer("gpt2").encode
+    assert [t for piece in pieces for t in encode(piece).tolist()] == encode(line).tolist()
+
+
+def test_a_long_document_ends_once(here: Path) -> None:
+    (here / "a.txt").write_text("word " * 100_000 + "\n" + "x")
+    assert [len(d) for d in documents("a.txt", split="line")] == [500_000, 1]
+
+
+def write_gzip_cut_short(path: Path) -> None:
+    path.write_bytes(gzip.compress(bytes(range(200)) * 1000)[:-20])
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "message"),
+    [
+        ("a.txt", lambda p: p.write_bytes(b"abc\xffdef"), "not UTF-8 at byte 3"),
+        ("a.txt", lambda p: p.write_bytes(b"\xef\xbb\xbfab\xff"), "not UTF-8 at byte 5"),
+        ("a.txt", lambda p: p.write_bytes(b"a" * (2**20 - 1) + "é".encode() + b"\xff"), f"byte {2**20 + 1}"),
+        ("a.txt", lambda p: p.write_bytes(b"abc\xc3"), "not UTF-8 at byte 3"),
+        ("a.txt", lambda p: p.write_bytes(b"\x89PNG\r\n"), "is a PNG picture"),
+        ("a.txt.gz", write_gzip_cut_short, "cut short or damaged"),
+        ("a.jsonl", lambda p: p.write_text('{"text": "a"}\n{"text": \n'), "a.jsonl:2"),
+        ("a.jsonl", lambda p: p.write_text('{"text": null, "title": "x"}\n'), "a.jsonl:1.*has the fields text, title"),
+        ("a.jsonl", lambda p: p.write_text("[1]\n"), "is no object"),
+        ("a.parquet", lambda p: p.write_bytes(b"PAR1 no"), "cannot be read through datasets"),
+    ],
+)
+def test_broken_files_are_named_with_the_place(here: Path, name: str, write: object, message: str) -> None:
+    write(here / name)
+    with pytest.raises(DataError, match=message):
+        documents(name)
+
+
+def test_invalid_bytes_can_be_replaced(here: Path) -> None:
+    (here / "a.txt").write_bytes(b"a\xffb")
+    assert documents("a.txt", invalid="replace") == ["a\ufffdb"]
+
+
+def test_nul_bytes_are_counted_and_warned_of(here: Path) -> None:
+    (here / "a.txt").write_bytes(b"a\0b\0")
+    warnings: list[str] = []
+    list(read_corpus(CorpusConfig(path="a.txt"), "train", warnings.append))
+    assert warnings == ["'a.txt' holds 2 NUL bytes, kept as they are: is it text?"]
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("tale.txt", "does not exist, looked for in '.*'. The nearest that exists is 'tales.txt'"),
+        ("no/such/*.txt", "matches no file"),
+        ("folder", r"is a folder. Set data.path='folder/\*.txt'"),
+    ],
+)
+def test_a_path_that_is_not_there(here: Path, path: str, message: str) -> None:
+    (here / "tales.txt").write_text("x")
+    (here / "folder").mkdir()
+    with pytest.raises(DataError, match=message):
+        documents(path)
+
+
+def test_hub_data_sets_are_streamed_at_their_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked = {}
+
+    def load(*source: object, **options: object) -> object:
+        asked.update(options, source=source)
+        return iter([{"text": "one"}, {"text": "two"}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    config = CorpusConfig(hub="owner/name", hub_config="plain", revision="abc", holdout_every=100)
+    assert [text for text, _ in read_corpus(config, "train")] == ["one", "two"]
+    assert asked == {"source": ("owner/name", "plain"), "split": "train", "streaming": True, "revision": "abc"}
+
+
+def test_json_of_the_bundled_corpus_is_one_scene_a_line() -> None:
+    from gpt2_lightning.data.corpus import corpus_files
+
+    (path,) = corpus_files("bundled:shakespeare.jsonl")
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert all(set(row) == {"title", "text"} for row in rows)
