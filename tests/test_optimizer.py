@@ -25,7 +25,13 @@ def test_schedule_warms_up_then_never_rises(shape: str) -> None:
 
 @pytest.mark.parametrize(
     ("shape", "step", "factor"),
-    [("linear", 55, 0.5 * 1.1), ("cosine", 55, 0.5 * 1.1), ("wsd", 79, 1.0), ("wsd", 80, 1.0), ("wsd", 90, 1 - 0.9 * 10 / 19)],
+    [
+        ("linear", 55, 0.5 * 1.1),
+        ("cosine", 55, 0.5 * 1.1),
+        ("wsd", 79, 1.0),
+        ("wsd", 80, 1.0),
+        ("wsd", 90, 1 - 0.9 * 10 / 19),
+    ],
 )
 def test_schedule_values(shape: str, step: int, factor: float) -> None:
     config = ScheduleConfig(shape=shape, warmup_steps=0 if shape == "wsd" else 11, final_factor=0.1)

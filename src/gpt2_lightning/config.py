@@ -4,6 +4,7 @@ Hydra composes ``conf/`` (ours, and that of the folder the command is started in
 the schema and hold the ranges; the rules between parts are here. Imports no torch: an error costs a fraction of a second.
 """
 
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -20,7 +21,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from yaml import MarkedYAMLError, YAMLError
 
 from gpt2_lightning.errors import UNSET, ConfigError
-from gpt2_lightning.settings.data import DataConfig
+from gpt2_lightning.settings.data import TOKENIZERS, DataConfig
 from gpt2_lightning.settings.decoder import DecoderConfig
 from gpt2_lightning.settings.loss import LossConfig
 from gpt2_lightning.settings.optimizer import OPTIMIZERS, OptimizerConfig, ScheduleConfig
@@ -30,7 +31,6 @@ from gpt2_lightning.settings.trainer import CheckpointConfig, RunSettings, Sampl
 
 __all__ = ["RunConfig", "compose_config", "config_folder", "group_options", "load_config", "to_yaml"]
 
-VOCAB_SIZES = {"gpt2": 50257, "bytes": 257}
 LAYERS = ("experiment", "sweeps", "debug")  # files that change many groups: later ones win
 
 
@@ -52,7 +52,7 @@ class RunConfig(Settings):
 
     def check_rules(self) -> None:
         """The rules between parts."""
-        words = VOCAB_SIZES[self.data.tokenizer]
+        words = TOKENIZERS[self.data.tokenizer]
         if self.model.vocab_size != words:
             rule = f"differs from the {words} words of data.tokenizer={self.data.tokenizer}"
             raise self.model.refuse("vocab_size", rule, f"Set model.vocab_size={words}")
@@ -190,18 +190,19 @@ def explain(overrides: list[str], error: Exception) -> ConfigError:
     for text in overrides:
         key, _, value = text.lstrip("+~").partition("=")
         options = group_options(key.split("@")[0])
-        if options and value not in options:
+        if (options or key in LAYERS) and value not in options:
             return no_such_option(key, value, options)
     for cause in causes(error):
         if isinstance(cause, MarkedYAMLError) and cause.problem_mark:
             place = f"{cause.problem_mark.name}:{cause.problem_mark.line + 1}"
             return ConfigError("config file", key="file", value=place, rule=str(cause.problem))
     for cause in causes(error):
-        key = getattr(cause, "full_key", None)
+        key = str(getattr(cause, "full_key", None) or "")
         if key and isinstance(cause, ConfigKeyError | ConfigAttributeError):
-            return no_such_key(str(key), typed_value(overrides, str(key)), default_keys(overrides))
+            return no_such_key(key, typed_value(overrides, key), default_keys(overrides), place_of(error))
         if key:
-            return ConfigError("setting", key=str(key), value=typed_value(overrides, str(key)), rule=first_line(cause))
+            what = f"setting{place_of(error)}"
+            return ConfigError(what, key=key, value=typed_value(overrides, key), rule=first_line(cause))
     return ConfigError(first_line(error))
 
 
@@ -218,6 +219,12 @@ def first_line(error: BaseException) -> str:
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
+def place_of(error: Exception) -> str:
+    """`` in FILE`` where Hydra says in which file the fault is."""
+    found = re.match(r"In '([^']+)'", str(error))
+    return f" in {found[1]}.yaml" if found and found[1] != "config" else ""
+
+
 def typed_value(overrides: list[str], key: str) -> Any:
     """What the person typed for a key; UNSET when it came from a file."""
     typed = [text.partition("=")[2] for text in overrides if text.lstrip("+~").partition("=")[0] == key]
@@ -226,23 +233,24 @@ def typed_value(overrides: list[str], key: str) -> Any:
 
 def default_keys(overrides: list[str]) -> list[str]:
     """All keys of the run, had no single value been overridden."""
-    groups = [text for text in overrides if group_options(text.lstrip("+").partition("=")[0])]
+    groups = [text for text in overrides if "+" not in text and group_options(text.partition("=")[0])]
     return list(leaf_keys(hydra_compose(groups)))
 
 
 def no_such_option(group: str, value: str, options: dict[str, str]) -> ConfigError:
     """The error for a file of a group that does not exist: the names there are, the closest first."""
     near = sorted(options, key=lambda name: -SequenceMatcher(None, value, name).ratio())
-    return ConfigError(group, key=group, value=value, rule=f"no such {group}", remedy=f"There are {', '.join(near)}")
+    remedy = f"There are {', '.join(near)}" if near else "There are none"
+    return ConfigError(group, key=group, value=value, rule=f"no such {group}", remedy=remedy)
 
 
-def no_such_key(key: str, value: Any, keys: list[str]) -> ConfigError:
+def no_such_key(key: str, value: Any, keys: list[str], place: str = "") -> ConfigError:
     """The error for a key that no setting has."""
     near = get_close_matches(key, [k for k in keys if k != key], n=1, cutoff=0.5)
     last = [k for k in keys if k != key and k.rpartition(".")[2] == key.rpartition(".")[2]]
     guess = (last or near or [""])[0]
     remedy = f"Did you mean {guess}?" if guess else "The keys are those of config.yaml in any run's folder"
-    return ConfigError("unknown key", key=key, value=value, rule="no setting has this name", remedy=remedy)
+    return ConfigError(f"unknown key{place}", key=key, value=value, rule="no setting has this name", remedy=remedy)
 
 
 def show_with_hydra(words: list[str]) -> None:

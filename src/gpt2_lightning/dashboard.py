@@ -104,9 +104,7 @@ class Dashboard(Callback):
         if self.profiler:
             self.profiler.start()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """At every ``log_every``-th step and the last, write a line; the last step also asks for a validation."""
         step = trainer.global_step
         if self.profiler:

@@ -98,7 +98,7 @@ class Decoder(nn.Module):
     def hidden(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T C"]:
         """Last hidden states after the final LayerNorm; raises ValueError beyond ``block_size``."""
         T = tokens.shape[1]
-        if T > self.config.block_size:
+        if self.config.block_size < T:
             raise ValueError(f"tokens must be at most block_size = {self.config.block_size} long, got {T}: crop them")
         x = self.drop(self.wte(tokens) + self.wpe.weight[:T])
         mask = self.window_mask(T, tokens.device)

@@ -15,13 +15,16 @@ class PlatformError(Exception):
 
     status = 1
 
-    def __init__(
-        self, what: str, *, key: str | None = None, value: Any = UNSET, rule: str = "", remedy: str = ""
-    ) -> None:
+    def __init__(self, what: str, *, key: str | None = None, value: Any = UNSET, rule: str = "", remedy: str = "") -> None:
         self.what, self.key, self.value, self.rule, self.remedy = what, key, value, rule, remedy
-        shown = key if value is UNSET else f"{key} = {value!r}" if isinstance(value, str) else f"{key} = {value}"
+        shown = key if value is UNSET else f"{key} = {plain(value)}"
         line = what + (f" ({shown})" if key else "") + (f": {rule}" if rule else "")
         super().__init__(" ".join((line + (f". {remedy}" if remedy else "")).split()))
+
+
+def plain(value: Any) -> str:
+    """The value as it was typed; in quotes where it is empty or has blanks."""
+    return repr(value) if isinstance(value, str) and (not value or " " in value or not value.isprintable()) else str(value)
 
 
 class ConfigError(PlatformError, ValueError):

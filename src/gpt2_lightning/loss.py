@@ -17,7 +17,15 @@ from torch.nn import functional as F
 
 from gpt2_lightning.settings.loss import LossConfig
 
-__all__ = ["IGNORED", "LossConfig", "LossTerms", "add_penalty_gradient", "cross_entropy", "parameter_norm", "token_losses"]
+__all__ = [
+    "IGNORED",
+    "LossConfig",
+    "LossTerms",
+    "add_penalty_gradient",
+    "cross_entropy",
+    "parameter_norm",
+    "token_losses",
+]
 
 IGNORED = -100  # the target of tokens that carry no loss: X, and padding
 CHUNK_BYTES = 128 * 2**20  # of float32 logits
@@ -50,14 +58,15 @@ def cross_entropy(
     Under autocast the matrix products run in its type; the softmax is never below float32.
     """
     chunk = chunk_tokens or max(1, CHUNK_BYTES // (4 * weight.shape[0]))
-    return LinearCrossEntropy.apply(
-        hidden.flatten(0, -2), weight, targets.flatten(), chunk, compute_dtype(hidden)
-    )
+    return LinearCrossEntropy.apply(hidden.flatten(0, -2), weight, targets.flatten(), chunk, compute_dtype(hidden))
 
 
 @torch.no_grad()
 def token_losses(
-    hidden: Float[Tensor, "*batch C"], weight: Float[Tensor, "V C"], targets: Int[Tensor, "*batch"], chunk_tokens: int = 0
+    hidden: Float[Tensor, "*batch C"],
+    weight: Float[Tensor, "V C"],
+    targets: Int[Tensor, "*batch"],
+    chunk_tokens: int = 0,
 ) -> tuple[Float[Tensor, "N"], Bool[Tensor, "N"]]:
     """Every token's cross-entropy (0 where ignored) and whether its target was the likeliest word: for evaluation."""
     chunk = chunk_tokens or max(1, CHUNK_BYTES // (4 * weight.shape[0]))

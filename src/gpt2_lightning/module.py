@@ -78,7 +78,7 @@ class GPT2Module(LightningModule):
             torch.nn.utils.clip_grads_with_norm_(self.decoder.parameters(), self.config.trainer.clip, self.gradient_norm)
 
     def training_metrics(self) -> dict[str, float]:
-        """Means over the batches since the last call and over the ranks, in nats; norms of the last step. Waits for the device."""
+        """Means over the batches since the last call and over the ranks; norms of the last step. Waits for the device."""
         mean = self.trainer.strategy.reduce(self.summed / max(1, self.count), reduce_op="mean")
         norm = self.norm if self.config.loss.beta else parameter_norm(self.decoder.parameters())
         terms = loss_terms(mean, norm, self.config.loss)

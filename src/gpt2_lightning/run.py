@@ -46,7 +46,7 @@ def train(config: RunConfig) -> None:
     if trainer.is_global_zero:
         samples = write_samples(folder, module.decoder, data.tokenizer, config)
         dashboard.finish(samples)
-        result = write_result(folder, config, dashboard, best)
+        result = write_result(folder, config, dashboard, best, trainer.global_step)
         print_summary(folder, config, result, samples)
 
 
@@ -102,13 +102,14 @@ def make_folder(parent: Path, run_id: str) -> Path:
 
 
 def fit(trainer: Trainer, module: GPT2Module, data: StreamDataModule) -> None:
-    """Train; says SIGINT, SIGTERM and a full device by their own names, which Lightning turns into exit status 1, 0 and a trace."""
+    """Train; gives SIGINT, SIGTERM and a full device their own exit status, where Lightning has 1, 0 and a trace."""
     try:
         trainer.fit(module, datamodule=data)
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from error
-        raise
+        if not trainer.received_sigterm:
+            raise
     except torch.OutOfMemoryError as error:
         size = f"{module.n_parameters:,} parameters, batches of {data.config.batch_size} x {data.block_size} tokens"
         remedy = "Lower data.batch_size and raise trainer.accumulate by the same factor"
@@ -117,6 +118,7 @@ def fit(trainer: Trainer, module: GPT2Module, data: StreamDataModule) -> None:
         for warning in data.warnings:
             print(f"warning: {warning}", file=sys.stderr)
     if trainer.received_sigterm:
+        print("error: terminated", file=sys.stderr)
         raise SystemExit(143)
 
 
@@ -144,13 +146,13 @@ def sample_text(
     return tokenizer.decode(out[0].tolist())
 
 
-def write_result(folder: Path, config: RunConfig, dashboard: Dashboard, best: KeepBest) -> dict[str, Any]:
+def write_result(folder: Path, config: RunConfig, dashboard: Dashboard, best: KeepBest, steps: int) -> dict[str, Any]:
     """Write result.json: the last and the best validation, and what the run took."""
     kept = folder / "checkpoints" / "best.ckpt"
     result = {
         "state": "finished",
-        "steps": dashboard.logged_step,
-        "tokens": dashboard.logged_step * dashboard.tokens_per_step,
+        "steps": steps,
+        "tokens": steps * dashboard.tokens_per_step,
         "seconds": round(time.perf_counter() - dashboard.started, 3),
         "last": dashboard.validation,
         "best": best.best,
@@ -165,9 +167,10 @@ def print_summary(folder: Path, config: RunConfig, result: dict[str, Any], sampl
     """What came out, where it is, and the commands to go on with."""
     best = result["best"]
     place = os.path.relpath(folder)
+    values = f"{best['val/cross_entropy']:.4f} nats a token, {best['val/bits_per_byte']:.4f} bits per byte"
     shown = "\n".join(f"    {line}" for line in samples.strip().splitlines()[:12])
     print(f"""
-best validation  {best["val/cross_entropy"]:.4f} nats a token, {best["val/bits_per_byte"]:.4f} bits per byte, at step {result["best_step"]}
+best validation  {values}, at step {result["best_step"]}
 time             {duration(result["seconds"])} for {result["steps"]:,} steps, {result["tokens"]:,} tokens
 folder           {place}
 
@@ -180,7 +183,7 @@ go on with
 
 
 def generate_text(options: dict[str, str]) -> None:
-    """The ``generate`` command: ``run``, ``prompt``, ``max_new_tokens``, ``seed``, ``k``, ``temperature``; raises PlatformError."""
+    """The ``generate`` command, its keys as typed and checked; raises PlatformError."""
     decoder, trained = load_decoder(find_run(options["run"], Path(options["outputs"])))
     sampler = SamplerConfig(k=int(options["sampler.k"]), temperature=float(options["sampler.temperature"]))
     if sampler.k > decoder.config.vocab_size:

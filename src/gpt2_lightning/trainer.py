@@ -51,7 +51,9 @@ class KeepBest(Callback):
         assert isinstance(module, GPT2Module)
         value = module.validation["val/cross_entropy"]
         if not value < float("inf"):
-            raise NumbersError("validation", key="val/cross_entropy", value=value, rule=f"is not finite at step {trainer.global_step}")
+            raise NumbersError(
+                "validation", key="val/cross_entropy", value=value, rule=f"is not finite at step {trainer.global_step}"
+            )
         better = not self.best or value < self.best["val/cross_entropy"]
         self.waited = 0 if better else self.waited + 1
         if better:

@@ -11,38 +11,74 @@ import sys
 from pathlib import Path
 
 PLAYS = {
-    "A Midsummer Night's Dream": "midsummer_nights_dream", "Julius Caesar": "julius_caesar", "King John": "john",
-    "Macbeth": "macbeth", "Othello": "othello", "Richard II": "richard_ii",
-    "The Merchant of Venice": "merchant_of_venice", "The Tempest": "tempest", "Twelfth Night": "twelfth_night",
+    "A Midsummer Night's Dream": "midsummer_nights_dream",
+    "Julius Caesar": "julius_caesar",
+    "King John": "john",
+    "Macbeth": "macbeth",
+    "Othello": "othello",
+    "Richard II": "richard_ii",
+    "The Merchant of Venice": "merchant_of_venice",
+    "The Tempest": "tempest",
+    "Twelfth Night": "twelfth_night",
 }
 # Slips of the source, as (what stands there, what is meant).
 MENDS = [
-    ("\nSONG.\nI.\n", "\n[Song.]\n\n"), ("\nII.\n", "\n"), ("\nMOON\n", "\nMOONSHINE\n"),
-    ("But what see what see I?", "But what see I?"), ("&egrave;", "e"),
-    ("\nAdvances to Caesar.", "\n[Advances to Caesar.]"), ("TITINIUS. MESSALA.", "TITINIUS AND MESSALA."),
-    ("VARRO. CLAUDIUS.", "VARRO AND CLAUDIUS."), ('& c."', '&c."'), ("FalcoNBRIDGE", "FALCONBRIDGE"),
-    ("LouIS.", "LOUIS."), ("\nCITIZEN.", "\nFIRST CITIZEN."), ("mother!--w now", "mother!--How now"),
-    ("my ail the world", "my all the world"), ("PEMBROKE. and BIGOT.", "PEMBROKE AND BIGOT."),
-    ("\nSong.\n", "\n[Song.]\n\n"), ("APPARITION.--\n", "APPARITION.\n"), ("nearDunsinane", "near Dunsinane"),
-    ("MACBETH, LENNOX.", "MACBETH AND LENNOX."), ("passag tTill", "passage till"),
-    ("\n[Within.] A sail", "\nVOICES.\n[Within.] A sail"), ("within.]--The Moor!", "within.]\n\nThe Moor!"),
-    ("DUKE and SENATORS.", "DUKE AND SENATORS."), ("Hall to thee", "Hail to thee"), ("A roomin", "A room in"),
-    ("\nHENRY PERCY.", "\nPERCY."), ("ALL. Amen.", "ALL.\nAmen."), ("PRINCE OF Morocco.", "PRINCE OF MOROCCO."),
-    ("\nDUKE OF VENICE.", "\nDUKE."), ("\nARRAGON.", "\nPRINCE OF ARRAGON."), ("[ALL.] Ding", "ALL.\nDing"),
-    ("say I, (you", "say I, 'you"), ("\nTell me where is fancy bred", "\nSINGER.\nTell me where is fancy bred"),
+    ("\nSONG.\nI.\n", "\n[Song.]\n\n"),
+    ("\nII.\n", "\n"),
+    ("\nMOON\n", "\nMOONSHINE\n"),
+    ("But what see what see I?", "But what see I?"),
+    ("&egrave;", "e"),
+    ("\nAdvances to Caesar.", "\n[Advances to Caesar.]"),
+    ("TITINIUS. MESSALA.", "TITINIUS AND MESSALA."),
+    ("VARRO. CLAUDIUS.", "VARRO AND CLAUDIUS."),
+    ('& c."', '&c."'),
+    ("FalcoNBRIDGE", "FALCONBRIDGE"),
+    ("LouIS.", "LOUIS."),
+    ("\nCITIZEN.", "\nFIRST CITIZEN."),
+    ("mother!--w now", "mother!--How now"),
+    ("my ail the world", "my all the world"),
+    ("PEMBROKE. and BIGOT.", "PEMBROKE AND BIGOT."),
+    ("\nSong.\n", "\n[Song.]\n\n"),
+    ("APPARITION.--\n", "APPARITION.\n"),
+    ("nearDunsinane", "near Dunsinane"),
+    ("MACBETH, LENNOX.", "MACBETH AND LENNOX."),
+    ("passag tTill", "passage till"),
+    ("\n[Within.] A sail", "\nVOICES.\n[Within.] A sail"),
+    ("within.]--The Moor!", "within.]\n\nThe Moor!"),
+    ("DUKE and SENATORS.", "DUKE AND SENATORS."),
+    ("Hall to thee", "Hail to thee"),
+    ("A roomin", "A room in"),
+    ("\nHENRY PERCY.", "\nPERCY."),
+    ("ALL. Amen.", "ALL.\nAmen."),
+    ("PRINCE OF Morocco.", "PRINCE OF MOROCCO."),
+    ("\nDUKE OF VENICE.", "\nDUKE."),
+    ("\nARRAGON.", "\nPRINCE OF ARRAGON."),
+    ("[ALL.] Ding", "ALL.\nDing"),
+    ("say I, (you", "say I, 'you"),
+    ("\nTell me where is fancy bred", "\nSINGER.\nTell me where is fancy bred"),
     ("\nEPILOGUE\n\n[Spoken by PROSPERO]\n\n", "\n[Epilogue.]\n\nPROSPERO.\n"),
-    ("FERDINAND, MIRANDA.", "FERDINAND AND MIRANDA."), ("[ARIEL'S SONG.]\n\n", "ARIEL.\n[Sings.]\n"),
-    ("they join]\nwith", "they join\nwith"), ("[ARIEL sings]", "ARIEL.\n[Sings.]"), ("\nSONG\n", "\n[Song.]\n"),
-    ("Solem ", "Solemn "), ("\nAGUE-CHEEK.", "\nSIR ANDREW."), ("mad/ or", "mad, or"),
+    ("FERDINAND, MIRANDA.", "FERDINAND AND MIRANDA."),
+    ("[ARIEL'S SONG.]\n\n", "ARIEL.\n[Sings.]\n"),
+    ("they join]\nwith", "they join\nwith"),
+    ("[ARIEL sings]", "ARIEL.\n[Sings.]"),
+    ("\nSONG\n", "\n[Song.]\n"),
+    ("Solem ", "Solemn "),
+    ("\nAGUE-CHEEK.", "\nSIR ANDREW."),
+    ("mad/ or", "mad, or"),
 ]
 NAME = r"[A-Z][A-Z' ,-]*[A-Z]"
-NUMBERS = {word: i % 9 + 1 for i, word in enumerate("I II III IV V VI VII VIII IX 1 2 3 4 5 6 7 8 9".split())}
+NUMBERS = {
+    word: i % 9 + 1
+    for i, word in enumerate(
+        ["I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "1", "2", "3", "4", "5", "6", "7", "8", "9"]
+    )
+}
 
 
 def clean(source: str) -> str:
     """The play from its first act on, one layout for directions, slips mended."""
     text = "\n".join(" ".join(line.split()) for line in source.splitlines())
-    text = text[re.search(r"^ACT [I1]\b", text, re.M).start():]
+    text = text[re.search(r"^ACT [I1]\b", text, re.M).start() :]
     text = re.sub(r"\nTHE END\s*$", "\n", text)
     for old, new in MENDS:
         text = text.replace(old, new)
@@ -79,7 +115,7 @@ def scenes(play: str, text: str):
         elif re.fullmatch(r"\[[^]]*\]", block):
             pending.append(block)
         elif (start := re.match(rf"({NAME})\.?(?:\n| ?(?=\[)|(?<=\.) )", block)) and start[1] in speakers:
-            speech, spoken = f"{start[1]}:\n{block[start.end():].strip()}", True
+            speech, spoken = f"{start[1]}:\n{block[start.end() :].strip()}", True
             speeches += [*pending, speech]
             pending = trailing_directions(speeches)
         else:  # the speech goes on after a direction

@@ -116,9 +116,15 @@ def open_bytes(path: Path) -> io.BufferedIOBase:
         raise DataError("corpus", key="data.path", value=str(path), rule=f"cannot be read: {error.strerror}") from error
     for magic, kind in BINARY.items():
         if head.startswith(magic):
-            raise DataError("corpus", key="data.path", value=str(path), rule=f"is {kind}, not text", remedy="Extract its text first")
+            raise DataError(
+                "corpus", key="data.path", value=str(path), rule=f"is {kind}, not text", remedy="Extract its text first"
+            )
     kind = next((kind for magic, kind in COMPRESSED.items() if head.startswith(magic)), "")
-    openers: dict[str, Callable[[io.BufferedIOBase], Any]] = {"gzip": gzip.GzipFile, "bz2": bz2.BZ2File, "xz": lzma.LZMAFile}
+    openers: dict[str, Callable[[Any], Any]] = {
+        "gzip": gzip.GzipFile,
+        "bz2": bz2.BZ2File,
+        "xz": lzma.LZMAFile,
+    }
     if kind == "zstd":
         return open_zstd(file)
     if kind == "gzip":

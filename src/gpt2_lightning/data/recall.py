@@ -9,7 +9,11 @@ import numpy as np
 
 __all__ = ["RecallBlocks"]
 
-DIGITS, LETTERS, QUESTION = np.frombuffer(b"0123456789", np.uint8), np.frombuffer(b"abcdefghijklmnopqrstuvwxyz", np.uint8), 63
+DIGITS, LETTERS, QUESTION = (
+    np.frombuffer(b"0123456789", np.uint8),
+    np.frombuffer(b"abcdefghijklmnopqrstuvwxyz", np.uint8),
+    63,
+)
 VALIDATION_ROWS = 1024
 
 

@@ -15,8 +15,9 @@ import numpy as np
 import tiktoken
 
 from gpt2_lightning.errors import ConfigError, DataError
+from gpt2_lightning.settings.data import TOKENIZERS
 
-__all__ = ["VOCAB_SIZES", "ByteTokenizer", "GPT2Tokenizer", "Tokenizer", "load_tokenizer"]
+__all__ = ["ByteTokenizer", "GPT2Tokenizer", "Tokenizer", "load_tokenizer"]
 
 RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 SPLIT = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""  # Radford et al. 2019, encoder.py
@@ -24,16 +25,22 @@ SPLIT = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What a tokenizer offers. ``decode`` is lossless together with ``encode``; end-of-text has no bytes."""
+    """What a tokenizer offers."""
 
     vocab_size: int
     end_of_text: int
 
-    def encode(self, text: str) -> np.ndarray: ...
+    def encode(self, text: str) -> np.ndarray:
+        """Token ids, int32."""
+        ...
 
-    def decode(self, tokens: list[int]) -> str: ...
+    def decode(self, tokens: list[int]) -> str:
+        """The text of the ids."""
+        ...
 
-    def token_bytes(self) -> np.ndarray: ...
+    def token_bytes(self) -> np.ndarray:
+        """Bytes of each word of the vocabulary, int64; end-of-text has none."""
+        ...
 
 
 class GPT2Tokenizer:
@@ -43,7 +50,8 @@ class GPT2Tokenizer:
         self.encoding = tiktoken.Encoding(
             "gpt2", pat_str=SPLIT, mergeable_ranks=gpt2_ranks(), special_tokens={"<|endoftext|>": 50256}
         )
-        self.vocab_size, self.end_of_text = 50257, 50256
+        self.vocab_size = TOKENIZERS["gpt2"]
+        self.end_of_text = self.vocab_size - 1
 
     def encode(self, text: str) -> np.ndarray:
         """Token ids, int32; text that spells a special token is text."""
@@ -62,8 +70,8 @@ class GPT2Tokenizer:
 class ByteTokenizer:
     """UTF-8 bytes, and end-of-text as number 256."""
 
-    vocab_size = 257
-    end_of_text = 256
+    vocab_size = TOKENIZERS["bytes"]
+    end_of_text = vocab_size - 1
 
     def encode(self, text: str) -> np.ndarray:
         """Token ids, int32."""

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from gpt2_lightning.settings.setting import Settings, setting
 
+TOKENIZERS = {"gpt2": 50257, "bytes": 257}  # name: size of its vocabulary, end-of-text included
 SPLITS = ("file", "line", "blank_line", "end_of_text")
 
 
@@ -42,7 +43,7 @@ class DataConfig(Settings):
     split: str = setting("file", "what a document is in your text file (with data=local)", choices=SPLITS)
     corpora: dict[str, CorpusConfig] = field(default_factory=dict)
     synthetic: str | None = setting(None, "made-up task in place of corpora", choices=("recall",))
-    tokenizer: str = setting("gpt2", "tokenizer", choices=("gpt2", "bytes"))
+    tokenizer: str = setting("gpt2", "tokenizer", choices=tuple(TOKENIZERS))
     batch_size: int = setting(8, "rows of one batch on one device", at_least=1)
     val_batches: int | None = setting(None, "most batches of a validation (none: all)", at_least=1)
     workers: int = setting(0, "processes that prepare batches (0: the training process)", at_least=0)

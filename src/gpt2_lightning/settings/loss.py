@@ -13,6 +13,4 @@ class LossConfig(Settings):
     group: ClassVar[str] = "loss"
 
     beta: float = setting(0.0, "weight of the parameter norm", at_least=0)
-    chunk_tokens: int = setting(
-        0, "tokens whose logits are held at once (0: as many as fit 256 MiB)", at_least=0
-    )
+    chunk_tokens: int = setting(0, "tokens whose logits are held at once (0: as many as fit 256 MiB)", at_least=0)

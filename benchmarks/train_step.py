@@ -1,0 +1,173 @@
+"""How long is one of our training steps, with Trainer, dashboard and data, beside those of our peers?
+
+In: a model, a precision, how many rounds. Out: ratios of seconds per step, and of peak memory when asked for.
+The other contenders run inside our Trainer's run, from a callback, between two of our rounds and outside our time.
+Our rounds write at least one line of metrics each, more often than a run does by default.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from contest import Seconds, clock, difference, print_ratios, ratios, turns, write_report
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from peers import PEERS, Loop
+
+from gpt2_lightning.config import RunConfig, compose_config
+from gpt2_lightning.dashboard import Dashboard, peak_memory
+from gpt2_lightning.module import GPT2Module
+from gpt2_lightning.run import fit, open_data, open_folder
+from gpt2_lightning.trainer import KeepBest, build_trainer
+
+SHAPES = {
+    "124m": ["model=gpt2", "model.block_size=512", "data=shakespeare_bpe", "data.batch_size=2"],
+    "10m": ["model=small", "data=shakespeare", "data.batch_size=16"],
+    "nano": ["model=nano", "data=shakespeare", "data.batch_size=8"],
+}
+STEPS = {"124m": 2, "10m": 5, "nano": 50}  # of one contender in one round: a second or more, except for nano
+PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
+PAIRS = [("transformers", "ours"), ("transformers_fused", "ours"), ("textbook", "ours"), ("ours", "plain")]
+MEMORY_STEPS = 3
+NOTHING = "nothing"  # imports and data alone: what of the memory is no contender's
+
+
+class Turns(Callback):
+    """Times our rounds, and gives the others their turns in between. Has to be the last callback."""
+
+    def __init__(self, others: dict[str, Loop], rounds: int, steps: int) -> None:
+        self.others, self.steps = others, steps
+        self.order = turns(["ours", *others], rounds)
+        self.seconds: Seconds = {name: [] for name in ("ours", *others)}
+        self.first_loss: float | None = None
+        self.peak_memory = 0.0
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """The turns before our first."""
+        self.pass_on()
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """After the last step of a round: stop the time, and let the others play."""
+        if self.first_loss is None:
+            self.first_loss = outputs["loss"].item()
+        if trainer.global_step % self.steps == 0:
+            self.seconds["ours"].append((clock() - self.started) / self.steps)
+            self.peak_memory = peak_memory(module.device)
+            self.pass_on()
+
+    def pass_on(self) -> None:
+        """Play the turns up to our next, and start our time."""
+        for name in self.order:
+            if name == "ours":
+                break
+            self.seconds[name].append(self.others[name].round(self.steps))
+        self.started = clock()
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    args = parse()
+    with tempfile.TemporaryDirectory() as folder:
+        if args.memory:
+            print(memory_alone(args.memory, run_config(args, folder, MEMORY_STEPS)))
+        else:
+            compete(args, run_config(args, folder, args.steps * (1 + args.rounds)))
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=SHAPES, default="10m")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    parser.add_argument("--accelerator", choices=("auto", "cpu", "gpu"), default="auto")
+    parser.add_argument("--compile", action="store_true", help="torch.compile for every contender")
+    parser.add_argument("--rounds", type=int, default=15, help="rounds that count; one more is warm-up")
+    parser.add_argument("--steps", type=int, help="steps of a contender in a round; default: by model")
+    parser.add_argument("--contenders", nargs="+", choices=PEERS, default=list(PEERS), help="beside ours")
+    parser.add_argument("--with-memory", action="store_true", help="each contender's peak memory, in a process of its own")
+    parser.add_argument("--memory", choices=("ours", *PEERS, NOTHING), help="only the peak memory of this one, in bytes")
+    parser.add_argument("--threads", type=int, help="of torch; 1 where other work shares the cores")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    args.steps = args.steps or STEPS[args.model]
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    return args
+
+
+def run_config(args: argparse.Namespace, folder: str, max_steps: int) -> RunConfig:
+    """The run that all contenders share; it saves and validates nothing until its last step, which is not timed."""
+    trainer = {"max_steps": max_steps, "val_every": max_steps, "log_every": min(50, args.steps)}
+    trainer |= {"precision": PRECISIONS[args.precision], "accelerator": args.accelerator, "compile": args.compile}
+    overrides = [f"trainer.{key}={value}" for key, value in trainer.items()]
+    overrides += ["optimizer.lr=1e-5", "schedule=constant", "data.val_batches=1", "checkpoint.save=false"]
+    return compose_config([*SHAPES[args.model], *overrides, f"run.folder={folder}"])
+
+
+def train_ours(config: RunConfig, last: Turns) -> None:
+    """What ``gpt2_lightning.run.train`` does up to the end of training, with one more callback."""
+    seed_everything(config.seed, verbose=False)
+    data = open_data(config)
+    folder = open_folder(config)
+    module = GPT2Module(config, data.val_names, data.bytes_per_token)
+    dashboard = Dashboard(folder, config, data)
+    best = KeepBest(folder / "checkpoints", config.checkpoint.save, config.trainer.patience)
+    fit(build_trainer(config, folder, [dashboard, best, last]), module, data)
+    dashboard.finish("")
+
+
+def compete(args: argparse.Namespace, config: RunConfig) -> None:
+    """The contest and its report."""
+    names = ["ours", *args.contenders]
+    memory = {name: spawn(name) for name in (*names, NOTHING)} if args.with_memory else {}  # while this process is small
+    others = {name: PEERS[name](config) for name in args.contenders}
+    played = Turns(others, 1 + args.rounds, args.steps)
+    train_ours(config, played)
+    seconds = {name: times[1:] for name, times in played.seconds.items()}
+    first_loss = {"ours": played.first_loss, **{name: loop.first_loss for name, loop in others.items()}}
+    overhead = difference(seconds, "ours", "plain") if "plain" in seconds else None
+    found = {"ratios": ratios(seconds, PAIRS), "overhead": overhead, "peak_memory": memory, "first_loss": first_loss}
+    print_report(found)
+    write_report(args.json, vars(args), seconds_per_step=seconds, **found)
+
+
+def print_report(found: dict[str, Any]) -> None:
+    """The ratios, what Lightning and dashboard cost a step, memory, and that all began with the same loss."""
+    print_ratios(found["ratios"])
+    if overhead := found["overhead"]:
+        low, high = overhead["quartile_1"], overhead["quartile_3"]
+        print(f"ours - plain: {overhead['median_ms']:.3f} ms a step, quartiles {low:.3f} to {high:.3f}")
+    for name, size in found["peak_memory"].items():
+        print(f"peak memory {name}: {size / 2**20:,.0f} MiB, {size / found['peak_memory']['ours']:.3f} of ours")
+    print("first loss", ", ".join(f"{name} {loss:.6f}" for name, loss in found["first_loss"].items()))
+
+
+def spawn(name: str) -> float:
+    """The peak memory of one contender, in bytes, in a process of its own with this one's other options.
+
+    On Linux a child's maximum begins at its parent's size: to be called before this process has grown.
+    """
+    words = [sys.executable, __file__, *sys.argv[1:], "--memory", name]
+    child = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
+    return float(child.stdout.split()[-1])
+
+
+def memory_alone(name: str, config: RunConfig) -> float:
+    """The peak memory of one contender over a few steps, in bytes."""
+    if name == "ours":
+        alone = Turns({}, 1, config.trainer.max_steps)
+        train_ours(config, alone)
+        return alone.peak_memory
+    if name == NOTHING:
+        data = open_data(config)
+        return peak_memory(data.bytes_per_token.device)
+    loop = PEERS[name](config)
+    loop.round(config.trainer.max_steps)
+    return peak_memory(next(iter(loop.parameters)).device)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""What a person writes is checked before torch is loaded: one line with key, value, rule and remedy."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpt2_lightning.__main__ import main
+from gpt2_lightning.config import compose_config, group_options, load_config, to_yaml
+from gpt2_lightning.errors import ConfigError
+from tests.conftest import Command
+
+BAD = [
+    ("optimizer.lrr=1", "optimizer.lrr = 1", "Did you mean optimizer.lr?"),
+    ("+optimizer.lrr=1", "optimizer.lrr = 1", "Did you mean optimizer.lr?"),
+    ("lr=1", "lr = 1", "Did you mean optimizer.lr?"),
+    ("trainer.maxsteps=10", "trainer.maxsteps", "Did you mean trainer.max_steps?"),
+    ("+experiment=quikstart", "experiment = quikstart", "There are quickstart"),
+    ("experiment=quikstart", "experiment = quikstart", "There are quickstart"),
+    ("+experiment=../../x", "experiment", "no such experiment"),
+    ("+sweeps=nope", "sweeps", "no such sweeps"),
+    ("optimizer=adamv", "optimizer = adamv", "There are adam, adamw"),
+    ("debug=fast", "debug = fast", "There are fast_dev_run"),
+    ("model.n_head=5", "model.n_head = 5", "must divide the width model.n_embd = 192. Set model.n_head=4"),
+    ("model.n_layer=0", "model.n_layer = 0", "must be at least 1"),
+    ("model.n_layer=two", "model.n_layer = two", "could not be converted to Integer"),
+    ("model.n_layer=1.5", "model.n_layer", "could not be converted to Integer"),
+    ("model.norm=both", "model.norm = both", "must be one of pre, post"),
+    ("model.dropout=nan", "model.dropout = nan", "must be finite"),
+    ("model.dropout=1.5", "model.dropout = 1.5", "must be at least 0 and below 1"),
+    ("model.vocab_size=50257", "model.vocab_size = 50257", "differs from the 257 words of data.tokenizer=bytes"),
+    ("data.tokenizer=gpt2", "model.vocab_size = 257", "Set model.vocab_size=50257"),
+    ("loss.beta=-1", "loss.beta = -1", "must be at least 0"),
+    ("loss.beta=nan", "loss.beta = nan", "must be finite"),
+    ("loss.beta=inf", "loss.beta = inf", "must be finite"),
+    ("optimizer.lr=-1", "optimizer.lr = -1", "must be at least 0"),
+    ("optimizer.lr=nan", "optimizer.lr = nan", "must be finite"),
+    ("optimizer.lr=fast", "optimizer.lr = fast", "could not be converted to Float"),
+    ("optimizer.lr=", "optimizer.lr", "could not be converted to Float"),
+    ("optimizer.lr=0", "optimizer.lr = 0", "add optimizer.allow_zero_lr=true"),
+    ("optimizer.betas=[0.9,1.0]", "optimizer.betas = [0.9, 1.0]", "must be at least 0 and below 1"),
+    ("optimizer.betas=[0.9]", "optimizer.betas = [0.9]", "must be two numbers"),
+    ("schedule.warmup_steps=-1", "schedule.warmup_steps = -1", "must be at least 0"),
+    ("sampler.k=0", "sampler.k = 0", "must be at least 1"),
+    ("sampler.k=300", "sampler.k = 300", "must be at most the vocabulary, model.vocab_size = 257"),
+    ("sampler.temperature=-0.1", "sampler.temperature = -0.1", "must be at least 0"),
+    ("data.batch_size=0", "data.batch_size = 0", "must be at least 1"),
+    ("data.batch_size=2.5", "data.batch_size", "could not be converted to Integer"),
+    ("data.workers=-1", "data.workers = -1", "must be at least 0"),
+    ("data.corpora.shakespeare.holdout_every=1", "data.corpora.holdout_every = 1", "must be at least 2"),
+    ("trainer.accumulate=0", "trainer.accumulate = 0", "must be at least 1"),
+    ("trainer.max_steps=-5", "trainer.max_steps = -5", "must be at least 1"),
+    ("trainer.max_steps=yes", "trainer.max_steps", "could not be converted to Integer"),
+    ("trainer.clip=-1", "trainer.clip = -1", "must be at least 0"),
+    ("trainer.clip=nan", "trainer.clip = nan", "must be finite"),
+    ("trainer.precision=fp8", "trainer.precision = fp8", "must be one of auto, 32-true"),
+    ("trainer.devices=0", "trainer.devices = 0", "must be at least 1"),
+    ("run.name=../up", "run.name = ../up", "must be 1 to 128 letters"),
+    ("run.name=a/b", "run.name = a/b", "must be 1 to 128 letters"),
+    ("run.id=" + "x" * 300, "run.id", "must be 1 to 128 letters"),
+    ("seed=-1", "seed = -1", "must be at least 0"),
+    ("data=local", "data.corpora.path", "Set data=local data.path=FILE"),
+    ("nonsense", "command = nonsense", "There are train, generate, list"),
+    ("trainer.max_steps", "trainer.max_steps", ""),
+    ("data.path=a b'c", "data.path", ""),
+]
+
+
+@pytest.mark.parametrize(("word", "key", "rule"), BAD, ids=[word[:30] for word, _, _ in BAD])
+def test_a_wrong_word_gets_one_line_and_leaves_nothing(
+    here: Path, capsys: pytest.CaptureFixture[str], word: str, key: str, rule: str
+) -> None:
+    assert main([word]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert key in err
+    assert rule in err
+    assert list(here.iterdir()) == []
+
+
+def test_errors_and_help_load_no_torch(command: Command, tmp_path: Path) -> None:
+    code = "import sys; from gpt2_lightning.__main__ import main; main({words}); assert 'torch' not in sys.modules"
+    import subprocess
+
+    for words in (["--help"], ["list"], ["optimizer.lrr=1"], ["model.n_head=5"], ["generate", "run=x", "sampler.k=0"]):
+        done = subprocess.run([sys.executable, "-c", code.format(words=words)], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_whole_command_exits_with_the_status(command: Command, tmp_path: Path) -> None:
+    done = command("+experiment=quickstart", "optimizer.lrr=1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == ("error: unknown key (optimizer.lrr = 1): no setting has this name. Did you mean optimizer.lr?\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", sorted(group_options("experiment")))
+def test_every_experiment_composes_and_says_what_it_is_for(name: str) -> None:
+    assert compose_config([f"+experiment={name}"]).run.name == name
+    assert "?" in group_options("experiment")[name]
+
+
+@pytest.mark.parametrize("group", ["model", "optimizer", "schedule", "sampler", "data", "loss", "trainer", "debug"])
+def test_every_option_has_a_comment_and_composes(group: str) -> None:
+    for name, comment in group_options(group).items():
+        assert len(comment) > 10, name
+        words = [f"{group}={name}"]
+        if group == "model" and name not in ("nano", "micro", "small"):
+            words.append("data=shakespeare_bpe")
+        if name in ("shakespeare_bpe", "openwebtext"):
+            words.append("model=gpt2")
+        if name == "local":
+            words.append("data.path=x.txt")
+        compose_config(words)
+
+
+def test_the_typed_value_wins_over_the_experiment_wherever_it_stands() -> None:
+    for words in (["trainer.max_steps=7", "+experiment=quickstart"], ["+experiment=quickstart", "trainer.max_steps=7"]):
+        assert compose_config(words).trainer.max_steps == 7
+    assert compose_config(["debug=fast_dev_run", "+experiment=quickstart"]).trainer.max_steps == 3
+
+
+def test_config_yaml_reads_back_equal(here: Path) -> None:
+    config = compose_config(["+experiment=quickstart", "optimizer=muon", "loss.beta=0.5", "run.id=x"])
+    (here / "config.yaml").write_text(to_yaml(config))
+    assert load_config("config.yaml", []) == config
+    assert load_config("config.yaml", ["trainer.max_steps=7"]).trainer.max_steps == 7
+    for change, message in (
+        ("optimizer.lrr=1", "lrr"),
+        ("trainer.max_steps=x", "Integer"),
+        ("loss.beta=-1", "at least 0"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_config("config.yaml", [change])
+
+
+def test_the_current_folders_own_experiments_are_found(here: Path) -> None:
+    (here / "conf/experiment").mkdir(parents=True)
+    (here / "conf/experiment/mine.yaml").write_text("# @package _global_\n# Mine?\ntrainer: {max_steps: 9}\n")
+    assert group_options("experiment")["mine"] == "Mine?"
+    assert compose_config(["+experiment=mine"]).trainer.max_steps == 9
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("trainer: {max_steps: 9}\ntrainer: {max_steps: 10}\n", r"mine.yaml:\d.*duplicate key"),
+        ("trainer: [\n", r"mine.yaml:\d"),
+        ("trainer: {max_step: 9}\n", "Did you mean trainer.max_steps?"),
+        ("trainer: {max_steps: no}\n", "trainer.max_steps.*Integer"),
+        ("model: {n_layer: -2}\n", "model.n_layer = -2"),
+    ],
+)
+def test_a_wrong_file_is_named(here: Path, text: str, message: str) -> None:
+    (here / "conf/experiment").mkdir(parents=True)
+    (here / "conf/experiment/mine.yaml").write_text(f"# @package _global_\n{text}")
+    with pytest.raises(ConfigError, match=message):
+        compose_config(["+experiment=mine"])
+
+
+def test_cfg_shows_the_configuration_and_runs_nothing(command: Command, tmp_path: Path) -> None:
+    done = command("+experiment=quickstart", "--cfg", "job")
+    assert done.returncode == 0, done.stderr
+    assert "max_steps:" in done.stdout
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,34 @@
+"""What the README says to type works, with a few steps instead of many."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Command
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+BASH = re.findall(r"```bash\n(.*?)```", README, re.S)
+COMMANDS = [shlex.split(line, comments=True) for block in BASH for line in block.splitlines()]
+SHORT = ["debug=fast_dev_run", "data.batch_size=2"]
+
+
+def test_the_commands_of_the_readme_run(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "my.txt").write_text("\n\n".join(f"This is paragraph {n}, and it says little." for n in range(40)))
+    assert len(COMMANDS) >= 7
+    for words in COMMANDS:
+        assert words[:3] == ["python", "-m", "gpt2_lightning"]
+        trains = words[3] not in ("list", "generate") and "--cfg" not in words
+        done = command(*words[3:], *(SHORT if trains else []))
+        assert done.returncode == 0, (words, done.stderr)
+
+
+def test_the_python_of_the_readme_runs() -> None:
+    for block in re.findall(r"```python\n(.*?)```", README, re.S):
+        exec(block, {})
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\(([^)#]+)\)", README))
+def test_the_links_of_the_readme_lead_somewhere(target: str) -> None:
+    assert target.startswith("http") or (Path(__file__).parents[1] / target).exists()
