@@ -7,9 +7,11 @@ One number: 6 FLOP a parameter and token, three matrix products of two operation
 import math
 from collections.abc import Mapping
 
+import numpy as np
+
 from gpt2_lightning.settings.decoder import DecoderConfig
 
-__all__ = ["bits_per_byte", "device_peak_flops", "flops_per_token", "perplexity"]
+__all__ = ["bits_per_byte", "device_peak_flops", "flops_per_token", "perplexity", "unigram_nats"]
 
 PEAK_FLOPS: Mapping[str, float] = {  # dense bf16 matrix products, from the makers' data sheets; the first match counts
     "H200": 989e12,
@@ -33,6 +35,12 @@ def perplexity(cross_entropy: float) -> float:
 def bits_per_byte(nats: float, n_bytes: int) -> float:
     """The code length of a text in bits, over its length in bytes: comparable between tokenizers."""
     return nats / math.log(2) / n_bytes if n_bytes else math.nan
+
+
+def unigram_nats(train_tokens: np.ndarray, tokens: np.ndarray, vocab_size: int) -> float:
+    """The code length of ``tokens`` in nats when each is predicted by its share of ``train_tokens``, all counts plus one."""
+    counts = np.bincount(train_tokens.ravel(), minlength=vocab_size) + 1
+    return float(-np.log(counts / counts.sum())[tokens].sum())
 
 
 def flops_per_token(config: DecoderConfig, n_parameters: int) -> float:

@@ -46,7 +46,8 @@ def train(config: RunConfig) -> None:
     if trainer.is_global_zero:
         samples = write_samples(folder, module.decoder, data.tokenizer, config)
         dashboard.finish(samples)
-        result = write_result(folder, config, dashboard, best, trainer.global_step)
+        unigram = data.unigram_bits_per_byte()
+        result = write_result(folder, config, dashboard, best, trainer.global_step, unigram)
         print_summary(folder, config, result, samples)
 
 
@@ -146,7 +147,9 @@ def sample_text(
     return tokenizer.decode(out[0].tolist())
 
 
-def write_result(folder: Path, config: RunConfig, dashboard: Dashboard, best: KeepBest, steps: int) -> dict[str, Any]:
+def write_result(
+    folder: Path, config: RunConfig, dashboard: Dashboard, best: KeepBest, steps: int, unigram: float
+) -> dict[str, Any]:
     """Write result.json: the last and the best validation, and what the run took."""
     kept = folder / "checkpoints" / "best.ckpt"
     result = {
@@ -157,6 +160,7 @@ def write_result(folder: Path, config: RunConfig, dashboard: Dashboard, best: Ke
         "last": dashboard.validation,
         "best": best.best,
         "best_step": best.best_step,
+        "unigram_bits_per_byte": unigram,
         "checkpoint": str(kept.relative_to(folder)) if config.checkpoint.save else None,
     }
     (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -171,6 +175,7 @@ def print_summary(folder: Path, config: RunConfig, result: dict[str, Any], sampl
     shown = "\n".join(f"    {line}" for line in samples.strip().splitlines()[:12])
     print(f"""
 best validation  {values}, at step {result["best_step"]}
+a unigram model  {result["unigram_bits_per_byte"]:.4f} bits per byte: it knows only how often each token occurs
 time             {duration(result["seconds"])} for {result["steps"]:,} steps, {result["tokens"]:,} tokens
 folder           {place}
 

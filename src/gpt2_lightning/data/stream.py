@@ -20,11 +20,14 @@ from gpt2_lightning.data.corpus import read_corpus
 from gpt2_lightning.data.recall import RecallBlocks, answers, recall_validation
 from gpt2_lightning.data.tokens import Tokenizer, load_tokenizer
 from gpt2_lightning.loss import IGNORED
+from gpt2_lightning.metrics import bits_per_byte, unigram_nats
 from gpt2_lightning.settings.data import DataConfig
 
 __all__ = ["Batch", "DataConfig", "StreamDataModule"]
 
 Batch = tuple[Tensor, Tensor]
+
+UNIGRAM_ROWS = 4096  # training rows whose tokens are counted
 
 
 @runtime_checkable
@@ -99,6 +102,15 @@ class StreamDataModule(LightningDataModule):
             self.blocks = self.train_blocks()
             self.blocks.gather(0, 1)
             self.validation = [self.validation_part(name) for name in self.val_names]
+
+    def unigram_bits_per_byte(self) -> float:
+        """What a model that knows only how often each token occurs would reach in validation: the figure to beat."""
+        assert self.blocks is not None
+        rows = self.blocks.gather(0, UNIGRAM_ROWS)
+        targets = np.concatenate([targets[targets >= 0] for _, targets in self.validation])
+        seen = answers(rows)[:, -1] if self.config.synthetic else rows[:, 1:]
+        nats = unigram_nats(seen, targets, self.tokenizer.vocab_size)
+        return bits_per_byte(nats, int(self.bytes_per_token[torch.from_numpy(targets)].sum()))
 
     def train_blocks(self) -> Blocks:
         """The training order."""
