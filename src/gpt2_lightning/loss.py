@@ -93,7 +93,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         V = weight.shape[0]
         padding = -V % LANES if hidden.is_cuda else 0
-        w = F.pad(weight.to(dtype), (0, 0, 0, padding))
+        w = F.pad(weight.to(dtype), (0, 0, 0, padding)) if padding else weight.to(dtype)
         scale = (targets != IGNORED).to(softmax_dtype(dtype))
         scale = scale / scale.sum().clamp(min=1.0)  # [N]: 1 / count, or 0 where ignored
         d_hidden, d_weight, losses = torch.empty_like(hidden), torch.zeros_like(w, dtype=weight.dtype), []
