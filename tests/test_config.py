@@ -21,7 +21,7 @@ BAD = [
     ("+sweeps=nope", "sweeps", "no such sweeps"),
     ("optimizer=adamv", "optimizer = adamv", "There are adam, adamw"),
     ("debug=fast", "debug = fast", "There are fast_dev_run"),
-    ("model.n_head=5", "model.n_head = 5", "must divide the width model.n_embd = 192. Set model.n_head=4"),
+    ("model.n_head=5", "model.n_head = 5", "must divide the width model.n_embd = 256. Set model.n_head=4"),
     ("model.n_layer=0", "model.n_layer = 0", "must be at least 1"),
     ("model.n_layer=two", "model.n_layer = two", "could not be converted to Integer"),
     ("model.n_layer=1.5", "model.n_layer", "could not be converted to Integer"),
