@@ -2,18 +2,20 @@
 
 In: a model, a precision, how many rounds. Out: ratios of seconds per step, and of peak memory when asked for.
 The other contenders run inside our Trainer's run, from a callback, between two of our rounds and outside our time.
-Our rounds write at least one line of metrics each, more often than a run does by default.
+With --apart every contender has a process of its own, still in turns: what ours does to its allocator helps no other then.
 """
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from contest import Seconds, clock, difference, print_ratios, ratios, turns, write_report
+from contest import Seconds, clock, contest, difference, print_ratios, ratios, turns, write_report
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from peers import PEERS, Loop
 
@@ -67,11 +69,38 @@ class Turns(Callback):
         self.started = clock()
 
 
+class Gate(Callback):
+    """Trains our rounds one at a time: a line on standard input begins one, its seconds a step are printed."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps, self.first_loss = steps, 0.0
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Wait for the first turn."""
+        self.wait()
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """After the last step of a round: say how long it took, and wait for the next."""
+        self.first_loss = self.first_loss or outputs["loss"].item()
+        if trainer.global_step % self.steps == 0:
+            answer((clock() - self.started) / self.steps, self.first_loss)
+            self.wait()
+
+    def wait(self) -> None:
+        """Block until it is our turn."""
+        sys.stdin.readline()
+        self.started = clock()
+
+
 def main() -> None:
     """Run what the command line asks for."""
     args = parse()
     with tempfile.TemporaryDirectory() as folder:
-        if args.memory:
+        if args.serve:
+            serve(args, run_config(args, folder, args.steps * (1 + args.rounds)))
+        elif args.apart:
+            compete_apart(args)
+        elif args.memory:
             print(memory_alone(args.memory, run_config(args, folder, MEMORY_STEPS)))
         else:
             compete(args, run_config(args, folder, args.steps * (1 + args.rounds)))
@@ -89,6 +118,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--contenders", nargs="+", choices=PEERS, default=list(PEERS), help="beside ours")
     parser.add_argument("--with-memory", action="store_true", help="each contender's peak memory, in a process of its own")
     parser.add_argument("--memory", choices=("ours", *PEERS, NOTHING), help="only the peak memory of this one, in bytes")
+    parser.add_argument("--apart", action="store_true", help="each contender in a process of its own, still in turns")
+    parser.add_argument("--serve", choices=("ours", *PEERS), help="be the process of this contender")
     parser.add_argument("--threads", type=int, help="of torch; 1 where other work shares the cores")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -107,7 +138,7 @@ def run_config(args: argparse.Namespace, folder: str, max_steps: int) -> RunConf
     return compose_config([*SHAPES[args.model], *overrides, f"run.folder={folder}"])
 
 
-def train_ours(config: RunConfig, last: Turns) -> None:
+def train_ours(config: RunConfig, last: Callback) -> None:
     """What ``gpt2_lightning.run.train`` does up to the end of training, with one more callback."""
     seed_everything(config.seed, verbose=False)
     data = open_data(config)
@@ -130,6 +161,44 @@ def compete(args: argparse.Namespace, config: RunConfig) -> None:
     first_loss = {"ours": played.first_loss, **{name: loop.first_loss for name, loop in others.items()}}
     overhead = difference(seconds, "ours", "plain") if "plain" in seconds else None
     found = {"ratios": ratios(seconds, PAIRS), "overhead": overhead, "peak_memory": memory, "first_loss": first_loss}
+    print_report(found)
+    write_report(args.json, vars(args), seconds_per_step=seconds, **found)
+
+
+def serve(args: argparse.Namespace, config: RunConfig) -> None:
+    """Train a round for every line of standard input."""
+    if args.serve == "ours":
+        train_ours(config, Gate(args.steps))
+        return
+    loop = PEERS[args.serve](config)
+    while sys.stdin.readline():
+        answer(loop.round(args.steps), float(loop.first_loss or 0))
+
+
+def answer(seconds: float, first_loss: float) -> None:
+    """Tell the parent how long the round took."""
+    print(json.dumps([seconds, first_loss]), flush=True)
+
+
+def compete_apart(args: argparse.Namespace) -> None:
+    """The contest between processes: what one does to its allocator or its threads does not help the others."""
+    names = ["ours", *args.contenders]
+    words = [sys.executable, __file__, *(word for word in sys.argv[1:] if word != "--apart")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    children = {name: subprocess.Popen([*words, "--serve", name], **pipes) for name in names}
+    losses: dict[str, float] = {}
+
+    def turn(name: str) -> float:
+        children[name].stdin.write("\n")
+        children[name].stdin.flush()
+        seconds, losses[name] = json.loads(children[name].stdout.readline())
+        return seconds
+
+    seconds = contest({name: partial(turn, name) for name in names}, args.rounds)
+    for child in children.values():
+        child.kill()
+    found = {"ratios": ratios(seconds, PAIRS), "overhead": difference(seconds, "ours", "plain") if "plain" in seconds else None}
+    found |= {"peak_memory": {}, "first_loss": losses}
     print_report(found)
     write_report(args.json, vars(args), seconds_per_step=seconds, **found)
 
