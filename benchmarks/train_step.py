@@ -32,7 +32,13 @@ SHAPES = {
 }
 STEPS = {"124m": 2, "10m": 5, "nano": 50}  # of one contender in one round: a second or more, except for nano
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
-PAIRS = [("transformers", "ours"), ("transformers_fused", "ours"), ("textbook", "ours"), ("ours", "plain")]
+PAIRS = [
+    ("transformers", "ours"),
+    ("transformers_fused", "ours"),
+    ("textbook", "ours"),
+    ("ours_fp32", "ours"),
+    ("ours", "plain"),
+]
 MEMORY_STEPS = 3
 NOTHING = "nothing"  # imports and data alone: what of the memory is no contender's
 
@@ -115,7 +121,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="torch.compile for every contender")
     parser.add_argument("--rounds", type=int, default=15, help="rounds that count; one more is warm-up")
     parser.add_argument("--steps", type=int, help="steps of a contender in a round; default: by model")
-    parser.add_argument("--contenders", nargs="+", choices=PEERS, default=list(PEERS), help="beside ours")
+    parser.add_argument("--contenders", nargs="*", choices=PEERS, default=list(PEERS), help="beside ours")
     parser.add_argument("--with-memory", action="store_true", help="each contender's peak memory, in a process of its own")
     parser.add_argument("--memory", choices=("ours", *PEERS, NOTHING), help="only the peak memory of this one, in bytes")
     parser.add_argument("--apart", action="store_true", help="each contender in a process of its own, still in turns")
@@ -182,10 +188,12 @@ def answer(seconds: float, first_loss: float) -> None:
 
 def compete_apart(args: argparse.Namespace) -> None:
     """The contest between processes: what one does to its allocator or its threads does not help the others."""
-    names = ["ours", *args.contenders]
-    words = [sys.executable, __file__, *(word for word in sys.argv[1:] if word != "--apart")]
+    names = ["ours", *args.contenders, *(["ours_fp32"] if args.precision != "fp32" else [])]
+    common = [sys.executable, __file__, "--model", args.model, "--rounds", str(args.rounds), "--steps", str(args.steps)]
+    own = ["--precision", args.precision, *(["--compile"] if args.compile else [])]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    children = {name: subprocess.Popen([*words, "--serve", name], **pipes) for name in names}
+    words = {name: [*own, "--serve", name] for name in names} | {"ours_fp32": ["--precision", "fp32", "--serve", "ours"]}
+    children = {name: subprocess.Popen([*common, *words[name]], **pipes) for name in names}
     losses: dict[str, float] = {}
 
     def turn(name: str) -> float:
