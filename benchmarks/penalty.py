@@ -18,8 +18,9 @@ from gpt2_lightning.config import compose_config
 from gpt2_lightning.decoder import Decoder
 from gpt2_lightning.loss import add_penalty_gradient, cross_entropy, parameter_norm
 from gpt2_lightning.optimizer import build_optimizer
+from gpt2_lightning.trainer import keep_freed_memory
 
-MODELS = {"124m": "gpt2", "10m": "small", "nano": "nano"}
+MODELS = {"124m": ["model=gpt2", "data=shakespeare_bpe"], "10m": ["model=small"], "nano": ["model=nano"]}
 BETA = 1e-3
 TOKENS = 1024  # of the step
 PAIRS = [
@@ -34,7 +35,9 @@ def main() -> None:
     """Time, then compare with float64."""
     args = parse()
     torch.manual_seed(1337)
-    config = compose_config([f"model={MODELS[args.model]}", "optimizer.lr=1e-5"])
+    config = compose_config([*MODELS[args.model], "optimizer.lr=1e-5"])
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     decoder = Decoder(config.model)
     contenders = {name: timed(act, args.repeats) for name, act in actions(decoder).items()}
     contenders = {"step": timed(training_step(decoder, build_optimizer(config.optimizer, decoder)), 1), **contenders}
