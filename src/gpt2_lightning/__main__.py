@@ -13,6 +13,7 @@ from gpt2_lightning.errors import ConfigError, OutputError, PlatformError
 HELP = """usage: python -m gpt2_lightning [command] [key=value ...]
 
   [train] +experiment=NAME [key=value ...]   train; config=FILE starts from a run's config.yaml instead
+  data +experiment=NAME [key=value ...]      look at the stream: n (steps), skip, workers, ranks; ends with their digest
   generate run=NAME|FILE prompt="..."        continue a text: sampler.k, sampler.temperature, max_new_tokens, seed
   list [experiment|model|optimizer|...]      what there is to choose from
 
@@ -82,6 +83,28 @@ def train(overrides: list[str]) -> None:
     from gpt2_lightning import run
 
     run.train(config)
+
+
+def look_at_data(words: list[str]) -> None:
+    """Show what the stream of a run is made of."""
+    from gpt2_lightning.config import compose_config
+
+    own = {"n": 40, "skip": 0, "workers": 0, "ranks": 1}
+    for word in [word for word in words if word.partition("=")[0] in own]:
+        key, _, value = word.partition("=")
+        own[key] = whole_number(key, value, at_least=0 if key in ("skip", "workers") else 1)
+    config = compose_config([word for word in words if word.partition("=")[0] not in own])
+    check_output(config.run.folder)
+    from gpt2_lightning import run
+
+    run.look_at_data(config, **own)
+
+
+def whole_number(key: str, value: str, at_least: int) -> int:
+    """The number a person typed; raises ConfigError."""
+    if not value.isdecimal() or int(value) < at_least:
+        raise ConfigError(key, key=key, value=value, rule=f"must be an integer, at least {at_least}")
+    return int(value)
 
 
 def check_output(folder: str) -> None:
@@ -155,7 +178,12 @@ def hydra_flags(words: list[str]) -> None:
     show_with_hydra([word for word in words if word != "train"])
 
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {"train": train, "generate": generate, "list": list_options}
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": train,
+    "data": look_at_data,
+    "generate": generate,
+    "list": list_options,
+}
 
 
 def console() -> None:

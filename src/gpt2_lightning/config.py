@@ -21,6 +21,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from yaml import MarkedYAMLError, YAMLError
 
 from gpt2_lightning.errors import UNSET, ConfigError
+from gpt2_lightning.settings.augment import AugmentConfig
 from gpt2_lightning.settings.data import TOKENIZERS, DataConfig
 from gpt2_lightning.settings.decoder import DecoderConfig
 from gpt2_lightning.settings.loss import LossConfig
@@ -47,6 +48,7 @@ class RunConfig(Settings):
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     data: DataConfig = MISSING
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
@@ -172,7 +174,7 @@ def unknown_keys(node: Any, prefix: str = "") -> Iterator[str]:
     for key in node:
         if names is not None and key not in names:
             yield f"{prefix}{key}"
-        elif isinstance(node, DictConfig) and OmegaConf.is_dict(node._get_node(key)):
+        elif not OmegaConf.is_missing(node, key) and OmegaConf.is_dict(node[key]):
             yield from unknown_keys(node[key], f"{prefix}{key}.")
 
 

@@ -112,8 +112,13 @@ class Dashboard(Callback):
         if (step % self.log_every == 0 or step == self.max_steps) and step > self.logged_step:
             assert isinstance(module, GPT2Module)
             self.write_training(trainer, module, step)
-        if step == self.max_steps:
+        if step == self.max_steps or (self.data.finite and self.all_ended(trainer)):
             trainer.should_stop = True
+
+    def all_ended(self, trainer: Trainer) -> bool:
+        """Whether every rank has read its corpora to their end."""
+        assert self.data.loader
+        return trainer.strategy.reduce_boolean_decision(self.data.loader.ended, all=True)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         """The trace is written when the profiler stops."""
@@ -145,11 +150,21 @@ class Dashboard(Callback):
         if self.data.loader:
             speed["speed/data_wait"] = self.data.loader.waited_seconds / elapsed
             self.data.loader.waited_seconds = 0.0
+            speed |= self.augmented()
         peak = device_peak_flops(torch.cuda.get_device_name(module.device)) if module.device.type == "cuda" else None
         if peak:
             rate = tokens_per_second * flops_per_token(module.config.model, module.n_parameters)
             speed["speed/mfu"] = rate / (peak * trainer.world_size)
         return speed
+
+    def augmented(self) -> dict[str, float]:
+        """The share of the documents begun since the last line that each augmentation was applied to, on this rank."""
+        assert self.data.loader
+        counts = self.data.loader.counts
+        names = [name for name in counts if name.startswith("augment/")]
+        shares = {f"{name}/share": counts[name] / max(1, counts["documents"]) for name in names}
+        counts.clear()
+        return shares
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Stop the clock of training."""

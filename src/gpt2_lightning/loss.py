@@ -51,14 +51,16 @@ def cross_entropy(
     weight: Float[Tensor, "V C"],
     targets: Int[Tensor, "*batch"],
     chunk_tokens: int = 0,
+    weights: Float[Tensor, "*batch"] | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "N"]]:
     """Mean cross-entropy in nats over the targets that are not IGNORED, and each token's own (0 where ignored, no gradient).
 
-    ``chunk_tokens`` bounds how many tokens' logits exist at once; 0 means as many as fit CHUNK_BYTES.
+    ``weights`` makes it a weighted mean. ``chunk_tokens`` bounds how many tokens' logits exist at once; 0 means as many as fit CHUNK_BYTES.
     Under autocast the matrix products run in its type; the softmax is never below float32.
     """
     chunk = chunk_tokens or max(1, CHUNK_BYTES // (4 * weight.shape[0]))
-    return LinearCrossEntropy.apply(hidden.flatten(0, -2), weight, targets.flatten(), chunk, compute_dtype(hidden))
+    flat_weights = None if weights is None else weights.flatten()
+    return LinearCrossEntropy.apply(hidden.flatten(0, -2), weight, targets.flatten(), flat_weights, chunk, compute_dtype(hidden))
 
 
 @torch.no_grad()
@@ -89,13 +91,19 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, dtype: torch.dtype
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        token_weights: Tensor | None,
+        chunk: int,
+        dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
         V = weight.shape[0]
         padding = -V % LANES if hidden.is_cuda else 0
         w = F.pad(weight.to(dtype), (0, 0, 0, padding)) if padding else weight.to(dtype)
-        scale = (targets != IGNORED).to(softmax_dtype(dtype))
-        scale = scale / scale.sum().clamp(min=1.0)  # [N]: 1 / count, or 0 where ignored
+        counted = (targets != IGNORED).to(softmax_dtype(dtype))
+        scale = token_shares(counted, token_weights)
         d_hidden, d_weight, losses = torch.empty_like(hidden), torch.zeros_like(w, dtype=weight.dtype), []
         for i in range(0, len(targets), chunk):
             x, target, share = hidden[i : i + chunk].to(dtype), targets[i : i + chunk, None], scale[i : i + chunk, None]
@@ -106,7 +114,7 @@ class LinearCrossEntropy(torch.autograd.Function):
             d_hidden[i : i + chunk] = (d_logits @ w) * share
             accumulate(d_weight, d_logits.T, x * share.to(dtype))
         ctx.save_for_backward(d_hidden, d_weight[:V])
-        per_token = torch.cat(losses) * (scale > 0)
+        per_token = torch.cat(losses) * counted
         ctx.mark_non_differentiable(per_token)
         return (per_token * scale).sum(), per_token
 
@@ -114,8 +122,17 @@ class LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         d_hidden, d_weight = ctx.saved_tensors
         if not grad.is_cuda and grad == 1:
-            return d_hidden, d_weight, None, None, None
-        return d_hidden * grad, d_weight * grad, None, None, None
+            return d_hidden, d_weight, None, None, None, None
+        return d_hidden * grad, d_weight * grad, None, None, None, None
+
+
+def token_shares(counted: Tensor, weights: Tensor | None) -> Tensor:
+    """Each token's part in the mean, ``[N]``: 0 where it does not count; all 0 where none does."""
+    if weights is None:
+        return counted / counted.sum().clamp(min=1.0)
+    weighted = counted * weights
+    total = weighted.sum()
+    return weighted / torch.where(total > 0, total, 1.0)
 
 
 def softmax_dtype(dtype: torch.dtype) -> torch.dtype:

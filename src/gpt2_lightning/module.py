@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gpt2_lightning.config import RunConfig
-from gpt2_lightning.data.stream import Batch
+from gpt2_lightning.data.loader import Batch
 from gpt2_lightning.decoder import Decoder
 from gpt2_lightning.loss import IGNORED, add_penalty_gradient, cross_entropy, loss_terms, parameter_norm, token_losses
 from gpt2_lightning.metrics import bits_per_byte, perplexity
@@ -26,21 +26,25 @@ __all__ = ["GPT2Module"]
 class GPT2Module(LightningModule):
     """GPT-2 under its regularised loss. ``validation`` holds the metrics of the last validation."""
 
-    def __init__(self, config: RunConfig, val_names: list[str], bytes_per_token: Tensor) -> None:
+    def __init__(
+        self, config: RunConfig, names: list[str], bytes_per_token: Tensor, loss_weights: list[float] | None = None
+    ) -> None:
         super().__init__()
         self.config = config
         self.decoder = Decoder(config.model)
-        self.val_names = val_names
+        self.names = names
+        even = loss_weights is None or len(set(loss_weights)) == 1
+        self.register_buffer("loss_weights", None if even else torch.tensor(loss_weights), persistent=False)
         self.register_buffer("bytes_per_token", bytes_per_token, persistent=False)
         self.validation: dict[str, float] = {}
         self.trained = list(self.decoder.parameters())  # gathering them anew costs a nano model's step a twentieth
         self.n_parameters = sum(p.numel() for p in self.trained)
         self.train_objective = torch.compile(self.objective) if config.trainer.compile else self.objective
 
-    def objective(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy of one batch, ``inputs`` and ``targets`` ``[B, T]``."""
+    def objective(self, inputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy of one batch, ``inputs``, ``targets`` and perhaps ``weights`` ``[B, T]``, and each token's own."""
         hidden = self.decoder.hidden(inputs)
-        return cross_entropy(hidden, self.decoder.wte.weight, targets, self.config.loss.chunk_tokens)[0]
+        return cross_entropy(hidden, self.decoder.wte.weight, targets, self.config.loss.chunk_tokens, weights)
 
     def configure_optimizers(self) -> Optimizer:
         """The configured optimizer; fused unless a gradient scaler must come between."""
@@ -50,13 +54,18 @@ class GPT2Module(LightningModule):
         """Make the sums that training adds to."""
         self.summed = torch.zeros((), device=self.device)
         self.count = 0
+        self.corpus_sums = torch.zeros(len(self.names), 2, device=self.device)
         self.gradient_norm = self.norm = torch.zeros((), device=self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy; the penalty's gradient is added once a step, in closed form."""
-        loss = self.train_objective(*batch)
+        weights = None if self.loss_weights is None or batch.corpora is None else self.loss_weights[batch.corpora.int()]
+        loss, per_token = self.train_objective(batch.inputs, batch.targets, weights)
         self.summed.add_(loss.detach())
         self.count += 1
+        if batch.corpora is not None:
+            counted = batch.targets.flatten() != IGNORED
+            self.corpus_sums.index_add_(0, batch.corpora.flatten().int(), torch.stack([per_token, counted], 1).float())
         return loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -85,7 +94,8 @@ class GPT2Module(LightningModule):
         terms = loss_terms(mean, norm, self.config.loss)
         self.summed = torch.zeros_like(self.summed)
         self.count = 0
-        return {
+        corpora = self.corpus_metrics(float(terms.cross_entropy))
+        return corpora | {
             "train/cross_entropy": float(terms.cross_entropy),
             "train/penalty": float(norm) * self.config.loss.beta,
             "train/loss": float(terms.total),
@@ -94,13 +104,23 @@ class GPT2Module(LightningModule):
             "optimizer/parameter_norm": float(norm),
         }
 
+    def corpus_metrics(self, mean: float) -> dict[str, float]:
+        """Each corpus's cross-entropy and its share of the targets since the last call, over the ranks."""
+        if len(self.names) == 1:
+            return {f"train/{self.names[0]}/cross_entropy": mean, f"data/{self.names[0]}/share": 1.0}
+        sums = self.trainer.strategy.reduce(self.corpus_sums, reduce_op="sum").tolist()
+        self.corpus_sums = torch.zeros_like(self.corpus_sums)
+        total = sum(count for _, count in sums) or 1.0
+        losses = {f"train/{n}/cross_entropy": nats / count for n, (nats, count) in zip(self.names, sums, strict=True) if count}
+        return losses | {f"data/{n}/share": count / total for n, (_, count) in zip(self.names, sums, strict=True)}
+
     def on_validation_epoch_start(self) -> None:
         """Per corpus: nats, tokens, bytes, and targets that were the likeliest word."""
-        self.sums = torch.zeros(len(self.val_names), 4, dtype=torch.float64, device=self.device)
+        self.sums = torch.zeros(len(self.names), 4, dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add one batch of one corpus; beta has no part in it."""
-        inputs, targets = batch
+        inputs, targets, _ = batch
         losses, hits = token_losses(self.decoder.hidden(inputs), self.decoder.wte.weight, targets)
         seen = targets[targets != IGNORED]
         n_bytes = self.bytes_per_token[seen].sum()  # type: ignore[index]
@@ -109,7 +129,7 @@ class GPT2Module(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Metrics over all ranks: per corpus, and over all tokens together."""
         sums = self.trainer.strategy.reduce(self.sums, reduce_op="sum")
-        parts = {f"{name}/": part for name, part in zip(self.val_names, sums.tolist(), strict=True)}
+        parts = {f"{name}/": part for name, part in zip(self.names, sums.tolist(), strict=True)}
         self.validation = validation_metrics("", sums.sum(0).tolist())
         for name, part in parts.items():
             self.validation |= validation_metrics(name, part)

@@ -18,6 +18,7 @@ from lightning.pytorch import Trainer, seed_everything
 from gpt2_lightning.checkpoint import find_run, load_decoder
 from gpt2_lightning.config import RunConfig, to_yaml
 from gpt2_lightning.dashboard import Dashboard, duration
+from gpt2_lightning.data.look import Look, look
 from gpt2_lightning.data.stream import StreamDataModule
 from gpt2_lightning.data.tokens import Tokenizer, load_tokenizer
 from gpt2_lightning.decoder import Decoder
@@ -38,7 +39,7 @@ def train(config: RunConfig) -> None:
     seed_everything(config.seed, verbose=False)
     data = open_data(config)
     folder = open_folder(config)
-    module = GPT2Module(config, data.val_names, data.bytes_per_token)
+    module = GPT2Module(config, data.names, data.bytes_per_token, data.loss_weights)
     dashboard = Dashboard(folder, config, data)
     best = KeepBest(folder / "checkpoints", config.checkpoint.save, config.trainer.patience)
     trainer = build_trainer(config, folder, [dashboard, best])
@@ -59,10 +60,26 @@ def check_machine(config: RunConfig) -> None:
 
 def open_data(config: RunConfig) -> StreamDataModule:
     """The stream, read far enough to know that it can be trained on; raises DataError."""
-    micro_steps = config.trainer.max_steps * config.trainer.accumulate
-    data = StreamDataModule(config.data, block_size=config.model.block_size, seed=config.seed, micro_steps=micro_steps)
+    data = StreamDataModule(
+        config.data,
+        block_size=config.model.block_size,
+        seed=config.seed,
+        max_steps=config.trainer.max_steps,
+        accumulate=config.trainer.accumulate,
+        augment=config.augment,
+        cache=Path(config.run.folder) / "cache",
+    )
     data.setup()
     return data
+
+
+def look_at_data(config: RunConfig, n: int, skip: int, workers: int, ranks: int) -> None:
+    """The ``data`` command: the stream of a run, ``n`` steps of it behind ``skip`` others."""
+    rows = config.data.batch_size * config.trainer.accumulate * config.trainer.devices
+    folder = Path(config.run.folder) / "cache"
+    asked = Look(data=config.data, augment=config.augment, block_size=config.model.block_size, seed=config.seed, rows=rows,
+                 cache=folder, steps=n, skip=skip, workers=workers, ranks=ranks)  # fmt: skip
+    look(asked)
 
 
 def open_folder(config: RunConfig) -> Path:

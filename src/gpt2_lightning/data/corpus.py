@@ -1,9 +1,9 @@
-"""A corpus: files or a hub data set in, documents out, in their stored order and in bounded memory.
+"""A corpus: files on disk in, pieces of documents out, in their stored order and in bounded memory.
 
-In: a CorpusConfig. Out: pieces of text, ``(text, ends_document)``; a long document comes in several.
-One number: a piece holds at most 65,536 characters, so one line of 40 MB costs no more memory than many short ones.
+In: a CorpusConfig. Out: pieces of text; a long document comes in several, cut between words.
+One number: a megabyte is read at a time, so one line of 40 MB costs no more memory than many short ones.
 Choice not taken: reading local files through ``datasets``, which reads a 40 MB line whole, reports broken text without its
-place, and is imported in a second; hub data sets and Parquet files do come through it, streamed.
+place, and is imported in a second.
 """
 
 import bz2
@@ -17,18 +17,15 @@ from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gpt2_lightning.errors import DataError, MachineError
 from gpt2_lightning.settings.data import CorpusConfig
 
-__all__ = ["CorpusConfig", "Piece", "corpus_files", "read_corpus"]
+__all__ = ["CorpusConfig", "Piece", "Reading", "checked_text", "document_pieces", "held_out", "identity", "read_corpus"]
 
-Piece = tuple[str, bool]
-Part = str  # "train" or "validation"
-
-PIECE_CHARACTERS = 65_536
 READ_BYTES = 1 << 20
+READ_BY = ("validation", "holdout_every", "holdout_limit", "field", "split", "invalid")
 END_OF_TEXT = "<|endoftext|>"
 SEPARATORS = {"line": "\n", "blank_line": "\n\n", "end_of_text": END_OF_TEXT}
 COMPRESSED: dict[bytes, str] = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -44,24 +41,54 @@ BINARY = {
 }
 
 
-def read_corpus(config: CorpusConfig, part: Part, warn: Callable[[str], None] = lambda _: None) -> Iterator[Piece]:
-    """The pieces of one part, ``train`` or ``validation``, in stored order; raises DataError where the text is broken.
+class Piece(NamedTuple):
+    """Text for ``part``, ``train`` or ``validation``; ``whole`` where its document ends with it."""
+
+    text: str
+    whole: bool
+    part: str = "train"
+
+
+class Reading:
+    """What a pass over a corpus tells as it goes: bytes read so far and in all, where that is known, and warnings."""
+
+    def __init__(self) -> None:
+        self.bytes_read = 0
+        self.bytes_total: int | None = None
+        self.warnings: list[str] = []
+
+
+def read_corpus(config: CorpusConfig, segment_characters: int, reading: Reading) -> Iterator[Piece]:
+    """All pieces of a corpus on disk, in stored order; raises DataError where its text is broken.
 
     Without a validation file of its own, every ``holdout_every``-th document is validation, the rest train.
     """
-    if config.validation is not None:
-        yield from read_files(config, config.validation if part == "validation" else str(config.path), warn)
-        return
-    pieces = read_hub(config) if config.hub else read_files(config, str(config.path), warn)
+    reading.bytes_total = sum(path.stat().st_size for path in source_files(config))
     index = 0
-    limit = config.holdout_limit * config.holdout_every if config.holdout_limit else None
-    for text, ends in pieces:
-        held_out = index % config.holdout_every == config.holdout_every - 1 and (limit is None or index < limit)
-        if held_out == (part == "validation"):
-            yield text, ends
-        index += ends
-        if part == "validation" and limit is not None and index >= limit:
-            return
+    for piece in read_files(config, str(config.path), segment_characters, reading):
+        yield piece._replace(part="validation") if config.validation is None and held_out(config, index) else piece
+        index += piece.whole
+    if config.validation is not None:
+        validation = read_files(config, config.validation, segment_characters, reading)
+        yield from (piece._replace(part="validation") for piece in validation)
+
+
+def identity(config: CorpusConfig, segment_characters: int) -> dict[str, Any]:
+    """All that the pieces of a corpus on disk depend on: its files, by name, size and time, and how they are read."""
+    files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in source_files(config)]
+    return {"files": files, "segment_characters": segment_characters} | {key: getattr(config, key) for key in READ_BY}
+
+
+def held_out(config: CorpusConfig, index: int) -> bool:
+    """Whether the document at this position is validation."""
+    within = config.holdout_limit is None or index < config.holdout_limit * config.holdout_every
+    return within and index % config.holdout_every == config.holdout_every - 1
+
+
+def source_files(config: CorpusConfig) -> list[Path]:
+    """The files of a corpus on disk; raises DataError where one is not there."""
+    patterns = [pattern for pattern in (config.path, config.validation) if pattern is not None]
+    return [path for pattern in patterns for path in corpus_files(pattern)]
 
 
 def corpus_files(pattern: str) -> list[Path]:
@@ -92,18 +119,18 @@ def missing(pattern: str, rule: str) -> DataError:
     return DataError("corpus", key="data.path", value=pattern, rule=f"{rule}, looked for in '{Path.cwd()}'", remedy=remedy)
 
 
-def read_files(config: CorpusConfig, pattern: str, warn: Callable[[str], None]) -> Iterator[Piece]:
-    """The pieces of every file in turn: Parquet through ``datasets``, JSON lines, or plain text."""
+def read_files(config: CorpusConfig, pattern: str, size: int, reading: Reading) -> Iterator[Piece]:
+    """The pieces of every file in turn: Parquet, JSON lines, or plain text."""
     for path in corpus_files(pattern):
         name = path.name
         for ending in (".gz", ".bz2", ".xz", ".zst"):
             name = name.removesuffix(ending)
         if name.endswith(".parquet"):
-            yield from read_dataset(config, "parquet", data_files=str(path))
+            yield from read_parquet(path, config, size, reading)
         elif name.endswith((".jsonl", ".ndjson")):
-            yield from read_json_lines(path, config)
+            yield from read_json_lines(path, config, size, reading)
         else:
-            yield from split_text(read_text(path, config, warn), config.split)
+            yield from split_text(read_text(path, config, reading), config.split, size)
 
 
 def open_bytes(path: Path) -> io.BufferedIOBase:
@@ -141,7 +168,7 @@ def open_zstd(file: io.BufferedIOBase) -> io.BufferedIOBase:
     return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(file))  # type: ignore[arg-type]
 
 
-def read_bytes(path: Path) -> Iterator[bytes]:
+def read_bytes(path: Path, reading: Reading) -> Iterator[bytes]:
     """The file's bytes, a megabyte at a time; raises DataError when it is cut short or damaged."""
     with open_bytes(path) as file:
         while True:
@@ -151,21 +178,22 @@ def read_bytes(path: Path) -> Iterator[bytes]:
                 raise DataError("corpus", key="data.path", value=str(path), rule=f"is cut short or damaged: {error}") from error
             if not chunk:
                 return
+            reading.bytes_read += len(chunk)
             yield chunk
 
 
-def read_text(path: Path, config: CorpusConfig, warn: Callable[[str], None]) -> Iterator[str]:
+def read_text(path: Path, config: CorpusConfig, reading: Reading) -> Iterator[str]:
     """The file's text a megabyte at a time: byte-order mark stripped, line ends made ``\\n``, NULs counted and warned of."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")("replace" if config.invalid == "replace" else "strict")
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     done = nuls = 0
-    for chunk in read_bytes(path):
+    for chunk in read_bytes(path, reading):
         nuls += chunk.count(0)
         yield newlines.decode(decode(decoder, chunk, done, path))
         done += len(chunk)
     yield newlines.decode(decode(decoder, b"", done, path, final=True), final=True)
     if nuls:
-        warn(f"'{path}' holds {nuls} NUL bytes, kept as they are: is it text?")
+        reading.warnings.append(f"'{path}' holds {nuls} NUL bytes, kept as they are: is it text?")
 
 
 def decode(decoder: codecs.IncrementalDecoder, chunk: bytes, done: int, path: Path, final: bool = False) -> str:
@@ -180,7 +208,7 @@ def decode(decoder: codecs.IncrementalDecoder, chunk: bytes, done: int, path: Pa
         ) from error
 
 
-def split_text(chunks: Iterator[str], split: str) -> Iterator[Piece]:
+def split_text(chunks: Iterator[str], split: str, size: int) -> Iterator[Piece]:
     """Cut the text of one file into pieces of its documents; documents of nothing but blanks are left out."""
     separator = SEPARATORS.get(split)
     buffer, begun = "", False
@@ -188,53 +216,73 @@ def split_text(chunks: Iterator[str], split: str) -> Iterator[Piece]:
         buffer += chunk
         *documents, buffer = buffer.split(separator) if separator else [buffer]
         for document in documents:
-            yield from document_pieces(document, begun)
+            yield from document_pieces(document, size, begun)
             begun = False
-        pieces, buffer = cut_pieces(buffer)
+        pieces, buffer = cut_pieces(buffer, size)
         begun = begun or bool(pieces)
-        yield from ((piece, False) for piece in pieces)
-    yield from document_pieces(buffer, begun)
+        yield from (Piece(piece, False) for piece in pieces)
+    yield from document_pieces(buffer, size, begun)
 
 
-def document_pieces(text: str, begun: bool = False) -> Iterator[Piece]:
+def document_pieces(text: str, size: int, begun: bool = False) -> Iterator[Piece]:
     """The pieces of a document's last stretch; ``begun`` when earlier pieces of it have been given."""
-    pieces, rest = cut_pieces(text)
-    yield from ((piece, False) for piece in pieces)
+    pieces, rest = cut_pieces(text, size)
+    yield from (Piece(piece, False) for piece in pieces)
     if begun or pieces or rest.strip():
-        yield rest, True
+        yield Piece(rest, True)
 
 
-def cut_pieces(text: str) -> tuple[list[str], str]:
+def cut_pieces(text: str, size: int) -> tuple[list[str], str]:
     """Full pieces and the rest, cut where a word begins after a single space, so that the tokens stay those of the whole."""
-    pieces = []
-    while len(text) > 2 * PIECE_CHARACTERS:  # so that no separator that has only half arrived is cut
-        cut = word_start(text)
-        pieces.append(text[:cut])
-        text = text[cut:]
-    return pieces, text
+    pieces, start = [], 0
+    while len(text) - start > 2 * size:  # so that no separator that has only half arrived is cut
+        cut = word_start(text, start, size)
+        pieces.append(text[start:cut])
+        start = cut
+    return pieces, text[start:]
 
 
-def word_start(text: str) -> int:
+def word_start(text: str, start: int, size: int) -> int:
     """The last place within a piece where a space stands between two letters; the piece's end when there is none."""
-    end = PIECE_CHARACTERS
-    while (end := text.rfind(" ", 1, end)) > 0:
+    end = start + size
+    while (end := text.rfind(" ", start + 1, end)) > start:
         if text[end - 1].isalnum() and text[end + 1].isalpha():
             return end
-    return PIECE_CHARACTERS
+    return start + size
 
 
-def read_json_lines(path: Path, config: CorpusConfig) -> Iterator[Piece]:
+def read_json_lines(path: Path, config: CorpusConfig, size: int, reading: Reading) -> Iterator[Piece]:
     """One document a line, from the configured field; raises DataError with file and line."""
-    for number, line in enumerate(json_lines(path), start=1):
+    for number, line in enumerate(json_lines(path, reading), start=1):
         if line.strip():
-            yield from document_pieces(json_text(line, config.field, f"{path}:{number}"))
+            yield from document_pieces(json_text(line, config, f"{path}:{number}"), size)
 
 
-def json_lines(path: Path) -> Iterator[bytes]:
+def read_parquet(path: Path, config: CorpusConfig, size: int, reading: Reading) -> Iterator[Piece]:
+    """One document a row, from the configured field, a thousand rows at a time; raises DataError with file and row."""
+    import pyarrow
+    import pyarrow.parquet
+
+    before = reading.bytes_read
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            row_bytes, row = path.stat().st_size / max(1, file.metadata.num_rows), 0
+            for batch in file.iter_batches(1024, columns=[text_column(file.schema_arrow.names, config, str(path))]):
+                for value in batch.column(0).to_pylist():
+                    row += 1
+                    reading.bytes_read = int(before + row * row_bytes)
+                    text = checked_text(value, config, f"{path}, row {row}")
+                    yield from document_pieces(text, size)
+    except (OSError, pyarrow.ArrowException) as error:
+        rule = f"is cut short or damaged: {error}"
+        raise DataError("corpus", key="data.path", value=str(path), rule=rule) from error
+
+
+def json_lines(path: Path, reading: Reading) -> Iterator[bytes]:
     """The file's lines as bytes, without a byte-order mark."""
     buffer = bytearray()
     first = True
-    for chunk in read_bytes(path):
+    for chunk in read_bytes(path, reading):
         buffer += chunk.removeprefix(codecs.BOM_UTF8) if first else chunk
         first = False
         if b"\n" in chunk:
@@ -244,40 +292,35 @@ def json_lines(path: Path) -> Iterator[bytes]:
     yield bytes(buffer)
 
 
-def json_text(line: bytes, field: str, place: str) -> str:
+def json_text(line: bytes, config: CorpusConfig, place: str) -> str:
     """The text of one JSON line."""
     try:
-        row = json.loads(line)
-    except ValueError as error:
+        row = json.loads(line.decode("utf-8", "replace" if config.invalid == "replace" else "strict"))
+    except (ValueError, RecursionError) as error:
         raise DataError("corpus", key="data.path", value=place, rule=f"is not JSON: {error}") from error
-    return row_text(row, field, place)
+    if not isinstance(row, dict):
+        raise DataError("corpus", key="data.path", value=place, rule="is no JSON object")
+    return checked_text(row[text_column(list(row), config, place)], config, place)
 
 
-def row_text(row: Any, field: str, place: str) -> str:
-    """A row's text field; raises DataError naming the fields there are."""
-    text = row.get(field) if isinstance(row, dict) else None
-    if isinstance(text, str):
-        return text.replace("\r\n", "\n")
-    has = f"has the fields {', '.join(map(str, row))}" if isinstance(row, dict) else "is no object"
-    rule = f"holds no text in the field '{field}'; it {has}"
-    raise DataError("corpus", key="data.path", value=place, rule=rule, remedy="Set field=NAME for this corpus")
+def text_column(names: list[str], config: CorpusConfig, place: str) -> str:
+    """The configured field; raises DataError naming those there are."""
+    if config.field not in names:
+        rule = f"has no field '{config.field}'; it has {', '.join(names) or 'none'}"
+        raise DataError("corpus", key="data.path", value=place, rule=rule, remedy="Set field=NAME for this corpus")
+    return config.field
 
 
-def read_hub(config: CorpusConfig) -> Iterator[Piece]:
-    """A hub data set's training split, streamed at its pinned revision."""
-    return read_dataset(config, str(config.hub), config.hub_config, revision=config.revision)
-
-
-def read_dataset(config: CorpusConfig, *source: str | None, **options: Any) -> Iterator[Piece]:
-    """Rows of a ``datasets`` stream; raises DataError when the library cannot open it."""
-    import datasets
-
+def checked_text(value: Any, config: CorpusConfig, place: str) -> str:
+    """A row's text, its line ends made ``\\n``; raises DataError where it is none, or holds half a surrogate pair."""
+    if not isinstance(value, str):
+        rule = f"holds no text in the field '{config.field}' but {type(value).__name__}"
+        raise DataError("corpus", key="data.path", value=place, rule=rule, remedy="Set field=NAME for this corpus")
     try:
-        rows = datasets.load_dataset(*source, split="train", streaming=True, **options)
-        for number, row in enumerate(rows):
-            yield from document_pieces(row_text(row, config.field, f"{source[0]}, row {number}"))
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        if isinstance(error, DataError):
-            raise
-        rule = f"cannot be read through datasets: {error}"
-        raise DataError("corpus", key="data.corpora", value=str(options.get("data_files", source[0])), rule=rule) from error
+        value.encode()
+    except UnicodeEncodeError as error:
+        if config.invalid != "replace":
+            remedy = "Repair it, or set invalid=replace for this corpus"
+            raise DataError("corpus", key="data.path", value=place, rule="holds half a surrogate pair", remedy=remedy) from error
+        value = value.encode("utf-8", "replace").decode()
+    return value.replace("\r\n", "\n").replace("\r", "\n") if "\r" in value else value

@@ -1,154 +1,143 @@
-"""The stream: the one door from corpora to the trainer. A DataConfig in, batches ``(inputs, targets)`` out.
+"""The stream: the one door from corpora to the trainer. A DataConfig in, training and validation batches out.
 
-Each batch is int64 ``[batch_size, block_size]`` twice; IGNORED targets carry no loss. Row r of the global batch at
-micro-step i is row ``i * global_rows + r`` of the order in ``blocks``, whatever the number of ranks and workers.
-One number: 0, the workers by default: a row is gathered by its index in microseconds, less than a process hand-over costs.
+The rows of a step are those of its lanes, whatever the number of ranks and workers, and the state is the lanes' places.
+One number: 0, the workers by default: tokenising takes a fraction of a small model's step, and a process more takes a core.
 """
 
-import time
 from collections.abc import Iterator
-from typing import Any, Protocol, runtime_checkable
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from gpt2_lightning.data.blocks import TextBlocks, read_documents, validation_blocks
-from gpt2_lightning.data.corpus import read_corpus
-from gpt2_lightning.data.recall import RecallBlocks, answers, recall_validation
+from gpt2_lightning.data.blocks import require_tokens, sample_tokens, validation_blocks
+from gpt2_lightning.data.lanes import Read
+from gpt2_lightning.data.loader import Batch, RankRows, TrainLoader
+from gpt2_lightning.data.recall import recall_passage, recall_validation
+from gpt2_lightning.data.source import Corpora, Source, document_tokens, open_corpora, validation_tokens
 from gpt2_lightning.data.tokens import Tokenizer, load_tokenizer
+from gpt2_lightning.errors import CheckpointError
 from gpt2_lightning.loss import IGNORED
 from gpt2_lightning.metrics import bits_per_byte, unigram_nats
+from gpt2_lightning.settings.augment import AugmentConfig
 from gpt2_lightning.settings.data import DataConfig
 
 __all__ = ["Batch", "DataConfig", "StreamDataModule"]
 
-Batch = tuple[Tensor, Tensor]
-
-UNIGRAM_ROWS = 4096  # training rows whose tokens are counted
-
-
-@runtime_checkable
-class Blocks(Protocol):
-    """Anything that gives row n of a training order."""
-
-    def gather(self, start: int, count: int) -> np.ndarray: ...
-
-
-class TrainBatches(IterableDataset[Batch]):
-    """This rank's batches from micro-step ``start`` to ``stop``; workers take turns, so their number changes nothing."""
-
-    def __init__(self, blocks: Blocks, batch_size: int, ranks: int, rank: int, stop: int, config: DataConfig) -> None:
-        self.blocks, self.batch_size, self.ranks, self.rank, self.stop = blocks, batch_size, ranks, rank, stop
-        self.overfit, self.answers_only = config.overfit, config.synthetic is not None
-
-    def __iter__(self) -> Iterator[Batch]:
-        worker = get_worker_info()
-        first, turn = (worker.id, worker.num_workers) if worker else (0, 1)
-        return (self.batch(i) for i in range(first, self.stop, turn))
-
-    def __len__(self) -> int:
-        return self.stop
-
-    def batch(self, step: int) -> Batch:
-        """The batch of one micro-step."""
-        row = ((0 if self.overfit else step) * self.ranks + self.rank) * self.batch_size
-        rows = self.blocks.gather(row, self.batch_size)
-        return to_batch(rows[:, :-1], answers(rows) if self.answers_only else rows[:, 1:])
-
-
-class TimedLoader:
-    """A loader that adds up the seconds its consumer has waited for it."""
-
-    def __init__(self, loader: Any) -> None:
-        self.loader, self.waited_seconds = loader, 0.0
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[Batch]:
-        batches = iter(self.loader)
-        while True:
-            start = time.perf_counter()
-            batch = next(batches, None)
-            self.waited_seconds += time.perf_counter() - start
-            if batch is None:
-                return
-            yield batch
+UNIGRAM_TOKENS = 2**19  # training tokens that are counted
 
 
 class StreamDataModule(LightningDataModule):
-    """Training and validation batches for one rank of a run.
+    """Training and validation batches for one rank of a run of ``max_steps`` steps of ``accumulate`` batches a rank.
 
-    ``micro_steps`` is how many batches each rank trains on. After ``setup``: ``val_names`` names the validation loaders'
-    corpora in order, ``bytes_per_token`` ``[vocab_size]`` serves bits per byte, ``warnings`` holds what the text gave rise to.
+    After ``setup``: ``names`` names the corpora, which are the validation loaders in order; ``bytes_per_token``
+    ``[vocab_size]`` serves bits per byte; ``warnings`` holds what the text gave rise to.
     """
 
-    def __init__(self, config: DataConfig, *, block_size: int, seed: int, micro_steps: int) -> None:
+    def __init__(
+        self,
+        config: DataConfig,
+        *,
+        block_size: int,
+        seed: int,
+        max_steps: int,
+        accumulate: int = 1,
+        augment: AugmentConfig | None = None,
+        cache: Path = Path("outputs/cache"),
+    ) -> None:
         super().__init__()
-        self.config, self.block_size, self.seed, self.micro_steps = config, block_size, seed, micro_steps
+        self.config, self.block_size, self.seed = config, block_size, seed
+        self.max_steps, self.accumulate = max_steps, accumulate
+        self.augment, self.cache = augment or AugmentConfig(), cache
         self.tokenizer: Tokenizer = load_tokenizer(config.tokenizer)
         self.bytes_per_token = torch.from_numpy(self.tokenizer.token_bytes())
-        self.val_names = [config.synthetic] if config.synthetic else list(config.corpora)
-        self.warnings: list[str] = []
-        self.loader: TimedLoader | None = None
-        self.blocks: Blocks | None = None
+        self.names = [config.synthetic] if config.synthetic else list(config.corpora)
+        self.loss_weights = [1.0] if config.synthetic else [corpus.loss_weight for corpus in config.corpora.values()]
+        self.corpora: Corpora = {}
+        self.validation: list[tuple[np.ndarray, np.ndarray]] = []
+        self.loader: TrainLoader | None = None
+        self.resumed: dict[str, Any] | None = None
+
+    @property
+    def warnings(self) -> list[str]:
+        """What was odd about the text."""
+        return [warning for parts in self.corpora.values() for warning in parts["train"].warnings]
+
+    @property
+    def finite(self) -> bool:
+        """Whether the stream ends: every corpus that is trained on is read a number of times."""
+        trained = [corpus for corpus in self.config.corpora.values() if corpus.weight]
+        return bool(trained) and all(corpus.epochs is not None for corpus in trained)
 
     def setup(self, stage: str | None = None) -> None:
-        """Read what is needed to know that the data are fit to train on; raises DataError otherwise."""
-        if self.blocks is None:
-            self.blocks = self.train_blocks()
-            self.blocks.gather(0, 1)
-            self.validation = [self.validation_part(name) for name in self.val_names]
+        """Open the corpora and read what is needed to know that they are fit to train on; raises DataError otherwise."""
+        if self.validation:
+            return
+        if not self.config.synthetic:
+            self.corpora = open_corpora(self.config, self.cache)
+            self.require_text()
+        self.validation = [self.validation_part(name) for name in self.names]
 
-    def unigram_bits_per_byte(self) -> float:
-        """What a model that knows only how often each token occurs would reach in validation: the figure to beat."""
-        assert self.blocks is not None
-        rows = self.blocks.gather(0, UNIGRAM_ROWS)
-        targets = np.concatenate([targets[targets >= 0] for _, targets in self.validation])
-        seen = answers(rows)[:, -1] if self.config.synthetic else rows[:, 1:]
-        nats = unigram_nats(seen, targets, self.tokenizer.vocab_size)
-        return bits_per_byte(nats, int(self.bytes_per_token[torch.from_numpy(targets)].sum()))
-
-    def train_blocks(self) -> Blocks:
-        """The training order."""
+    def read(self) -> Read:
+        """What answers for a draw's passage."""
         if self.config.synthetic:
-            return RecallBlocks(self.block_size, self.seed)
-        return TextBlocks(self.read_train, self.block_size, self.seed, self.config.shuffle_tokens)
+            return partial(recall_passage, self.block_size, self.seed)
+        return Source(self.config, self.augment, self.corpora, self.seed)
 
-    def read_train(self) -> Iterator[np.ndarray]:
-        """The training documents, once through."""
-        (corpus,) = self.config.corpora.values()
-        return read_documents(read_corpus(corpus, "train", self.warn), self.tokenizer)
-
-    def warn(self, warning: str) -> None:
-        """Keep a warning, once."""
-        if warning not in self.warnings:
-            self.warnings.append(warning)
+    def require_text(self) -> None:
+        """Raise DataError where the corpora together do not fill one row."""
+        trained = [parts["train"] for name, parts in self.corpora.items() if self.config.corpora[name].weight]
+        documents = (document_tokens(part, i, self.tokenizer) for part in trained for i in range(len(part)))
+        require_tokens(documents, self.block_size)
 
     def validation_part(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """One corpus's validation rows, inputs and targets."""
         if self.config.synthetic:
             return recall_validation(self.block_size, self.seed)
-        pieces = read_corpus(self.config.corpora[name], "validation", self.warn)
-        return validation_blocks(read_documents(pieces, self.tokenizer), self.block_size, self.tokenizer.end_of_text)
+        most = self.config.val_batches and self.config.val_batches * self.config.batch_size
+        documents = validation_tokens(self.corpora[name]["validation"], self.tokenizer, most and most * self.block_size)
+        return validation_blocks(documents, self.block_size, self.tokenizer.end_of_text)
 
-    def train_dataloader(self) -> TimedLoader:
-        """This rank's training batches, as many as it trains on."""
-        ranks, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        assert self.blocks is not None
-        batches = TrainBatches(self.blocks, self.config.batch_size, ranks, rank, self.micro_steps, self.config)
-        workers = self.config.workers
-        loader = DataLoader(batches, batch_size=None, num_workers=workers, persistent_workers=workers > 0)
-        self.loader = TimedLoader(loader if workers else batches)
+    def unigram_bits_per_byte(self) -> float:
+        """What a model that knows only how often each token occurs would reach in validation: the figure to beat."""
+        targets = np.concatenate([targets[targets >= 0] for _, targets in self.validation])
+        nats = unigram_nats(sample_tokens(self.read(), UNIGRAM_TOKENS), targets, self.tokenizer.vocab_size)
+        return bits_per_byte(nats, int(self.bytes_per_token[torch.from_numpy(targets)].sum()))
+
+    def train_dataloader(self) -> TrainLoader:
+        """This rank's training batches, from the place that was loaded."""
+        self.loader = self.rank_loader(*self.world())
         return self.loader
 
-    def val_dataloader(self) -> list[TimedLoader]:
+    def rank_loader(self, ranks: int, rank: int) -> TrainLoader:
+        """The training batches of any rank."""
+        own = self.config.batch_size * self.accumulate
+        start, places = 0, np.zeros((own * ranks, 2), np.int32)
+        if self.resumed is not None:
+            start, places = self.resumed["step"] * self.accumulate, self.resumed["places"].numpy()
+        rows = RankRows(
+            read=self.read(),
+            block_size=self.block_size,
+            batch_size=self.config.batch_size,
+            lanes=own * ranks,
+            first=own * rank,
+            places=places[own * rank : own * (rank + 1)],
+            end_of_text=self.tokenizer.end_of_text,
+            several=len(self.names) > 1,
+            overfit=self.config.overfit,
+        )
+        return TrainLoader(rows, self.config.workers, start, self.max_steps * self.accumulate)
+
+    def val_dataloader(self) -> list["Batches"]:
         """This rank's share of every corpus's validation batches; dealt in turn, so shares differ by one batch at most."""
-        ranks, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        return [TimedLoader(self.deal(*part, ranks, rank)) for part in self.validation]  # bare lists Lightning would unpack
+        return [Batches(self.deal(*part, *self.world())) for part in self.validation]
+
+    def world(self) -> tuple[int, int]:
+        """Ranks, and which of them this is."""
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
 
     def deal(self, inputs: np.ndarray, targets: np.ndarray, ranks: int, rank: int) -> list[Batch]:
         """Every ``ranks``-th batch of one corpus."""
@@ -156,8 +145,55 @@ class StreamDataModule(LightningDataModule):
         starts = range(0, len(inputs), size)[: self.config.val_batches]
         return [to_batch(inputs[i : i + size], targets[i : i + size]) for i in starts[rank::ranks]]
 
+    def state_dict(self) -> dict[str, Any]:
+        """Where every lane of every rank stands behind the last step that was trained; to be called by all ranks together."""
+        if self.loader is None or self.trainer is None:
+            return {}
+        step = self.trainer.global_step
+        places = torch.from_numpy(self.loader.kept[step * self.accumulate]).to(self.trainer.strategy.root_device)
+        places = self.trainer.strategy.all_gather(places).reshape(-1, 2).cpu()
+        return {"step": step, "places": places, "block_size": self.block_size, "corpora": self.fingerprints()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Stand where the state says; raises CheckpointError where these data or rows are others than those it was saved with."""
+        lanes = self.config.batch_size * self.accumulate * self.world()[0]
+        then = {"rows a step": len(state_dict["places"]), "model.block_size": state_dict["block_size"]}
+        now = {"rows a step": lanes, "model.block_size": self.block_size}
+        if not self.config.accept_changes:
+            then |= {f"text of {name}": print_ for name, print_ in state_dict["corpora"].items()}
+            now |= {f"text of {name}": print_ for name, print_ in self.fingerprints().items()}
+        for key in {**then, **now}:
+            if then.get(key) != now.get(key):
+                raise differs(key, then.get(key, "none"), now.get(key, "none"))
+        self.resumed = state_dict
+
+    def fingerprints(self) -> dict[str, str]:
+        """What tells each corpus's text apart from any other."""
+        return {name: parts["train"].fingerprint for name, parts in self.corpora.items()}
+
+
+class Batches:
+    """A list of batches that Lightning does not unpack."""
+
+    def __init__(self, batches: list[Batch]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.batches)
+
+
+def differs(key: str, then: Any, now: Any) -> CheckpointError:
+    """The error for a checkpoint that other data belong to."""
+    remedy = "Restore the corpus, or set data.accept_changes=true" if key.startswith("text") else ""
+    if key == "rows a step":
+        remedy = "Choose data.batch_size, trainer.accumulate and trainer.devices with the same product"
+    return CheckpointError(key, rule=f"was {then} when the checkpoint was saved and is {now} now", remedy=remedy)
+
 
 def to_batch(inputs: np.ndarray, targets: np.ndarray) -> Batch:
     """Tensors the trainer takes; -1 becomes IGNORED."""
     y = torch.from_numpy(targets.astype(np.int64))
-    return torch.from_numpy(inputs.astype(np.int64)), y.masked_fill_(y < 0, IGNORED)
+    return Batch(torch.from_numpy(inputs.astype(np.int64)), y.masked_fill_(y < 0, IGNORED))

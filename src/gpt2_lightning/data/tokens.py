@@ -9,7 +9,7 @@ import gzip
 import hashlib
 from functools import cache
 from importlib.resources import files
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import tiktoken
@@ -53,9 +53,13 @@ class GPT2Tokenizer:
         self.vocab_size = TOKENIZERS["gpt2"]
         self.end_of_text = self.vocab_size - 1
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Made anew in another process, from the vocabulary that ships."""
+        return load_tokenizer, ("gpt2",)
+
     def encode(self, text: str) -> np.ndarray:
         """Token ids, int32; text that spells a special token is text."""
-        return self.encoding.encode_to_numpy(text, disallowed_special=()).astype(np.int32)
+        return self.encoding.encode_to_numpy(text, disallowed_special=()).view(np.int32)
 
     def decode(self, tokens: list[int]) -> str:
         """The text; bytes that make no whole character become U+FFFD, end-of-text becomes nothing."""

@@ -1,0 +1,159 @@
+"""A hub data set: its id in, documents by position out, streamed a row group at a time and never downloaded whole.
+
+``datasets`` resolves id, configuration and revision to Parquet files, whose footers say how many rows each group holds; from
+then on any row is a range of bytes of one file.
+One number: 256 MiB, the text of row groups that is held. Choice not taken: a streamed ``datasets`` iterator, which has no
+positions: to skip rows it reads them.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from gpt2_lightning.data.corpus import Piece, Reading, checked_text, document_pieces, text_column
+from gpt2_lightning.data.tokens import Tokenizer
+from gpt2_lightning.errors import DataError
+from gpt2_lightning.settings.data import CorpusConfig
+
+__all__ = ["HubDocuments", "hub_files", "open_hub", "read_hub"]
+
+HELD_BYTES = 2**28
+READERS = 16  # footers read at a time
+
+
+class RowGroups:
+    """The rows of Parquet files by position, their text held by row group. Raises DataError for what cannot be read."""
+
+    def __init__(self, files: list[str], config: CorpusConfig) -> None:
+        self.files, self.config = files, config
+        with ThreadPoolExecutor(READERS) as pool:
+            footers = list(pool.map(self.footer, files))
+        self.places = [(file, group) for file, footer in enumerate(footers) for group in range(len(footer))]
+        sizes = np.array([size for footer in footers for size in footer], np.int64).reshape(-1, 2)
+        self.ends, self.text_bytes = np.cumsum(sizes[:, 0]), int(sizes[:, 1].sum())
+        self.held: OrderedDict[int, tuple[list[str], int]] = OrderedDict()
+        told = "\n".join([config.field, *files, *map(str, sizes.ravel().tolist())])
+        self.fingerprint = hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def open(self, file: int) -> Any:
+        """A Parquet file, opened for reading by ranges."""
+        import fsspec
+        import pyarrow.parquet
+
+        system, path = fsspec.core.url_to_fs(self.files[file])
+        return pyarrow.parquet.ParquetFile(system.open(path))
+
+    def footer(self, file: int) -> list[tuple[int, int]]:
+        """Rows and bytes of text of each row group of a file."""
+        with troubles(self.files[file]), self.open(file) as parquet:
+            column = parquet.schema_arrow.names.index(text_column(parquet.schema_arrow.names, self.config, self.files[file]))
+            groups = [parquet.metadata.row_group(i) for i in range(parquet.num_row_groups)]
+            return [(group.num_rows, group.column(column).total_uncompressed_size) for group in groups]
+
+    def row(self, i: int) -> str:
+        """The text of row i."""
+        group = int(np.searchsorted(self.ends, i, "right"))
+        start = int(self.ends[group - 1]) if group else 0
+        return checked_text(self.texts(group)[i - start], self.config, f"{self.files[self.places[group][0]]}, row {i}")
+
+    def texts(self, group: int) -> list[str]:
+        """All texts of a row group, kept until others need the place."""
+        if group not in self.held:
+            file, number = self.places[group]
+            with troubles(self.files[file]), self.open(file) as parquet:
+                table = parquet.read_row_group(number, columns=[self.config.field])
+            self.held[group] = table.column(0).to_pylist(), table.nbytes
+            while len(self.held) > 1 and sum(size for _, size in self.held.values()) > HELD_BYTES:
+                self.held.popitem(last=False)
+        self.held.move_to_end(group)
+        return self.held[group][0]
+
+
+class HubDocuments:
+    """One part, ``train`` or ``validation``, of a data set's documents, ``config.join`` rows each."""
+
+    tokenizer: Tokenizer | None = None
+    warnings: tuple[str, ...] = ()
+
+    def __init__(self, rows: RowGroups, config: CorpusConfig, part: str) -> None:
+        self.rows, self.config, self.part, self.fingerprint = rows, config, part, rows.fingerprint
+        self.documents = -(-len(rows) // config.join)
+        limit = config.holdout_limit if config.holdout_limit is not None else self.documents
+        self.held_out = min(limit, self.documents // config.holdout_every)
+
+    def __len__(self) -> int:
+        return self.held_out if self.part == "validation" else self.documents - self.held_out
+
+    @cached_property
+    def elements(self) -> int:
+        """Bytes of text, from the footers."""
+        return self.rows.text_bytes * len(self) // max(1, self.documents)
+
+    def position(self, i: int) -> int:
+        """Where document i of the part stands among all."""
+        every = self.config.holdout_every
+        if self.part == "validation":
+            return i * every + every - 1
+        return i + min(self.held_out, i // (every - 1))
+
+    def text(self, i: int) -> str:
+        """The text of document i: its rows, a line each."""
+        first = self.position(i) * self.config.join
+        return "\n".join(self.rows.row(n) for n in range(first, min(first + self.config.join, len(self.rows))))
+
+    def tokens(self, i: int) -> np.ndarray:
+        """There is no text but raw text here."""
+        raise NotImplementedError
+
+    def is_whole(self, i: int) -> bool:
+        """Documents are not cut."""
+        return True
+
+
+class troubles:  # noqa: N801 - reads as a statement
+    """What the network, the hub, or a file does wrong, as a DataError that names it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, Exception) and not isinstance(error, DataError):
+            rule = f"cannot be read: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            remedy = "Check the id, the revision and the network"
+            raise DataError("hub data set", key="hub", value=self.name, rule=rule, remedy=remedy) from error
+
+
+def hub_files(config: CorpusConfig) -> list[str]:
+    """The Parquet files of a data set's training split, at the commit that its revision means."""
+    with troubles(str(config.hub)):
+        import datasets
+
+        builder = datasets.load_dataset_builder(str(config.hub), config.hub_config, revision=config.revision)
+        return [str(file) for file in (builder.config.data_files or {})["train"]]
+
+
+def open_hub(config: CorpusConfig) -> dict[str, HubDocuments]:
+    """Both parts of a hub data set."""
+    rows = RowGroups(hub_files(config), config)
+    return {part: HubDocuments(rows, config, part) for part in ("train", "validation")}
+
+
+def read_hub(config: CorpusConfig, segment_characters: int, reading: Reading) -> Iterator[Piece]:
+    """The pieces of both parts, for a store."""
+    for part, documents in open_hub(config).items():
+        reading.bytes_total = documents.rows.text_bytes
+        for i in range(len(documents)):
+            text = documents.text(i)
+            reading.bytes_read += len(text)
+            yield from (piece._replace(part=part) for piece in document_pieces(text, segment_characters))

@@ -1,0 +1,197 @@
+"""A look at the stream: what the corpora hold, what augmentation does to them, a block as the model sees it, how fast it comes.
+
+In: a run's settings and how many steps to read, skip, with how many workers and ranks. Out: text, and as its last line a digest
+of the steps' rows, the same whatever the ranks and workers. Ranks are real processes.
+"""
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from gpt2_lightning.data.augment import Augmenter
+from gpt2_lightning.data.loader import TrainLoader
+from gpt2_lightning.data.source import mean_tokens
+from gpt2_lightning.data.stream import Batch, StreamDataModule
+from gpt2_lightning.errors import ConfigError
+from gpt2_lightning.settings.augment import OPERATIONS, AugmentConfig
+from gpt2_lightning.settings.data import DataConfig
+
+__all__ = ["Look", "look"]
+
+SHOWN_WORDS = 40
+
+
+@dataclass(kw_only=True, slots=True)
+class Look:
+    """What to look at: ``steps`` of ``rows`` rows each, behind ``skip`` others."""
+
+    data: DataConfig
+    augment: AugmentConfig
+    block_size: int
+    seed: int
+    rows: int
+    cache: Path
+    steps: int = 40
+    skip: int = 0
+    workers: int = 0
+    ranks: int = 1
+
+
+class Seen(NamedTuple):
+    """What one rank has read: a hash of each row, step by step; counts of what was begun; tokens by corpus; seconds."""
+
+    hashes: list[list[bytes]]
+    counts: Counter[str]
+    tokens: list[int]
+    seconds: float
+
+
+def look(asked: Look) -> None:
+    """Print everything; raises ConfigError where the rows cannot be shared out among the ranks."""
+    if asked.rows % asked.ranks:
+        rule = f"must divide the {asked.rows} rows of a step"
+        raise ConfigError("ranks", key="ranks", value=asked.ranks, rule=rule, remedy="Choose another data.batch_size")
+    data = open_stream(asked)
+    seen = read_ranks(asked)
+    for warning in data.warnings:
+        print(f"warning: {warning}")
+    print_corpora(data, seen)
+    print_augmentations(data, asked)
+    print_block(data, asked)
+    tokens, slowest = sum(sum(s.tokens) for s in seen), max(s.seconds for s in seen)
+    print(f"\n{tokens / slowest:,.0f} tokens/s from {asked.ranks} ranks with {asked.workers} workers each")
+    print(f"digest {digest(seen)}")
+
+
+def open_stream(asked: Look) -> StreamDataModule:
+    """The stream of one rank."""
+    data = replace(asked.data, batch_size=asked.rows // asked.ranks, workers=asked.workers)
+    steps = asked.skip + asked.steps
+    stream = StreamDataModule(
+        data, block_size=asked.block_size, seed=asked.seed, max_steps=steps, augment=asked.augment, cache=asked.cache
+    )
+    stream.setup()
+    return stream
+
+
+def read_ranks(asked: Look) -> list[Seen]:
+    """What each rank reads; several are processes of their own, at the same time."""
+    if asked.ranks == 1:
+        return [read_rank(asked, 0)]
+    with ProcessPoolExecutor(asked.ranks, get_context("spawn")) as pool:
+        return list(pool.map(read_rank, [asked] * asked.ranks, range(asked.ranks)))
+
+
+def read_rank(asked: Look, rank: int) -> Seen:
+    """Read one rank's rows of every step."""
+    torch.set_num_threads(1)
+    loader = open_stream(asked).rank_loader(asked.ranks, rank)
+    batches = iter(loader)
+    for _ in range(asked.skip):
+        next(batches)
+    loader.counts.clear()
+    began = time.perf_counter()
+    kept = list(batches)
+    seconds = time.perf_counter() - began
+    return Seen([row_hashes(batch) for batch in kept], loader.counts, tokens_by_corpus(loader, kept), seconds)
+
+
+def row_hashes(batch: Batch) -> list[bytes]:
+    """A hash of each row's inputs, targets and corpora."""
+    parts = [part.contiguous().numpy() for part in batch if part is not None]
+    return [hashlib.blake2b(b"".join(part[j].tobytes() for part in parts)).digest() for j in range(len(parts[0]))]
+
+
+def digest(seen: list[Seen]) -> str:
+    """The hash of all rows, step by step in the order of the lanes."""
+    whole = hashlib.blake2b(digest_size=16)
+    for step in zip(*(s.hashes for s in seen), strict=True):
+        for rows in step:
+            whole.update(b"".join(rows))
+    return whole.hexdigest()
+
+
+def tokens_by_corpus(loader: TrainLoader, batches: list[Batch]) -> list[int]:
+    """How many targets came from each corpus."""
+    if not loader.rows.several:
+        return [sum(batch.targets.numel() for batch in batches)]
+    counts = sum(torch.bincount(batch.corpora.flatten().int(), minlength=256) for batch in batches if batch.corpora is not None)
+    return counts.tolist() if isinstance(counts, torch.Tensor) else []
+
+
+def print_corpora(data: StreamDataModule, seen: list[Seen]) -> None:
+    """A table: what each corpus holds, the share asked for and the share drawn."""
+    counts = sum((s.counts for s in seen), Counter[str]())
+    tokens = [sum(of) for of in zip(*(s.tokens for s in seen), strict=True)]
+    print(f"{'corpus':20} {'documents':>11} {'held out':>9} {'tokens':>15} {'asked':>7} {'documents':>10} {'tokens':>7}")
+    total = sum(corpus.weight for corpus in data.config.corpora.values())
+    for i, (name, parts) in enumerate(data.corpora.items()):
+        held, exact = len(parts["train"]), parts["train"].tokenizer is not None
+        there = f"{'' if exact else '~'}{held * mean_tokens(parts['train'], data.tokenizer):,.0f}"
+        asked = data.config.corpora[name].weight / total
+        drawn = counts[f"corpus/{i}"] / max(1, counts["documents"])
+        print(f"{name:20} {held:11,} {len(parts['validation']):9,} {there:>15} {asked:7.1%} {drawn:10.1%} "
+              f"{tokens[i] / max(1, sum(tokens)):7.1%}")  # fmt: skip
+    print(f"the weights are shares of the {data.config.weigh}; the last two columns are what {sum(tokens):,} tokens held")
+    for name in (key for key in counts if key.startswith("augment/")):
+        print(f"{name} was applied to {counts[name] / max(1, counts['documents']):.1%} of {counts['documents']:,} documents")
+
+
+def print_augmentations(data: StreamDataModule, asked: Look) -> None:
+    """For each operation that is on, one document before and after it alone."""
+    documents = next((parts["train"] for parts in data.corpora.values() if len(parts["train"])), None)
+    for name in OPERATIONS:
+        operation = getattr(asked.augment, name)
+        if documents is None or not operation.active:
+            continue
+        only = AugmentConfig(**{name: replace(operation, p=1.0)})
+        text = documents.text(0)
+        after = Augmenter(only, data.tokenizer, asked.seed)(text, 0, 0, 0)
+        print(f"\n{name}, strength {operation.strength}, to {operation.p:.0%} of the documents: [-gone-] {{+come+}}")
+        print(marked(text, data.tokenizer.decode(after.tokens.tolist())))
+
+
+def marked(before: str, after: str) -> str:
+    """The first words of the text, with those that are gone and those that have come."""
+    a, b = before.split()[:SHOWN_WORDS], after.split()[:SHOWN_WORDS]
+    shown: list[str] = []
+    for kind, i, j, k, m in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
+        if kind == "equal":
+            shown += a[i:j]
+        else:
+            shown += [f"[-{' '.join(a[i:j])}-]"] * (j > i) + [f"{{+{' '.join(b[k:m])}+}}"] * (m > k)
+    return "  " + " ".join(shown)
+
+
+def print_block(data: StreamDataModule, asked: Look) -> None:
+    """The first row: what goes in, and how many of its targets count."""
+    batch = next(iter(open_stream(replace(asked, ranks=1, workers=0)).rank_loader(1, 0)))
+    counted = int((batch.targets[0] >= 0).sum())
+    print(f"\none row, {batch.inputs.shape[1]} tokens, of which {counted} targets count, | where end-of-text stands:")
+    print("  " + " ".join(block_text(data, batch).split()))
+
+
+def block_text(data: StreamDataModule, batch: Batch) -> str:
+    """The inputs of the first row as text."""
+    return " | ".join(data.tokenizer.decode(tokens) for tokens in documents_of(batch, data.tokenizer.end_of_text))
+
+
+def documents_of(batch: Batch, end_of_text: int) -> Iterator[list[int]]:
+    """The stretches of the first row between end-of-text."""
+    stretch: list[int] = []
+    for token in batch.inputs[0].tolist():
+        if token == end_of_text:
+            yield stretch
+            stretch = []
+        else:
+            stretch.append(token)
+    yield stretch

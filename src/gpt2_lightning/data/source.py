@@ -1,0 +1,153 @@
+"""The source: a DataConfig in; for every draw of the stream, the passage it gives, out.
+
+Opens the corpora, weighs them into a mixture, and turns a draw's document into tokens, augmented where that is asked for.
+One number: 1, the documents that are read and tokenised to answer for any draw. Choice not taken: stages that hand documents
+on in one order, whose state would have to be replayed to stand at a place.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from gpt2_lightning.data.augment import Augmenter, Document, expected_length
+from gpt2_lightning.data.corpus import identity, read_corpus
+from gpt2_lightning.data.hub import hub_files, open_hub, read_hub
+from gpt2_lightning.data.lanes import EndOfStream, Passage
+from gpt2_lightning.data.mixture import Mixture
+from gpt2_lightning.data.store import open_store
+from gpt2_lightning.data.tokens import Tokenizer, load_tokenizer
+from gpt2_lightning.errors import DataError
+from gpt2_lightning.settings.augment import AugmentConfig
+from gpt2_lightning.settings.data import CorpusConfig, DataConfig
+
+__all__ = ["Corpora", "Documents", "Source", "open_corpora", "validation_tokens"]
+
+HUB_WINDOW = 16_384  # documents within which a hub data set is shuffled: those of a few row groups
+SAMPLED = 64  # documents whose tokens are counted to know how many a byte of the corpus has
+
+
+class Documents(Protocol):
+    """The documents of one part of a corpus by position; ``elements`` counts its bytes, or its tokens where it is tokenised."""
+
+    fingerprint: str
+    warnings: Sequence[str]
+    tokenizer: Tokenizer | None
+
+    @property
+    def elements(self) -> int: ...
+    def __len__(self) -> int: ...
+    def text(self, i: int) -> str: ...
+    def tokens(self, i: int) -> np.ndarray: ...
+    def is_whole(self, i: int) -> bool: ...
+
+
+Corpora = dict[str, dict[str, Documents]]  # by name, then ``train`` and ``validation``
+
+
+def open_corpora(config: DataConfig, cache: Path) -> Corpora:
+    """Every corpus, its store built where it is not there yet; raises DataError."""
+    return {name: open_corpus(name, corpus, config, cache) for name, corpus in config.corpora.items()}
+
+
+def open_corpus(name: str, corpus: CorpusConfig, config: DataConfig, cache: Path) -> dict[str, Documents]:
+    """One corpus's training and validation documents; a hub data set is streamed, unless ``data.cache`` is on."""
+    size, tokenizer = config.segment_characters, config.tokenizer if config.cache else None
+    if corpus.hub is None:
+        return {**open_store(name, partial(read_corpus, corpus, size), identity(corpus, size), tokenizer, cache)}
+    if not config.cache:
+        return {**open_hub(corpus)}
+    files = {"files": hub_files(corpus), "holdout": [corpus.holdout_every, corpus.holdout_limit], "join": corpus.join}
+    made_from = files | {"field": corpus.field, "segment_characters": size}
+    return {**open_store(name, partial(read_hub, corpus, size), made_from, tokenizer, cache)}
+
+
+class Source:
+    """The passage of any draw: ``source(g)``. A callable that any process can make for itself."""
+
+    def __init__(self, config: DataConfig, augment: AugmentConfig, corpora: Corpora, seed: int) -> None:
+        self.tokenizer = load_tokenizer(config.tokenizer)
+        self.documents = [parts["train"] for parts in corpora.values()]
+        self.augmenters = [make_augmenter(c.augment or augment, self.tokenizer, seed) for c in config.corpora.values()]
+        sizes = [len(documents) if c.weight else 0 for documents, c in zip(self.documents, config.corpora.values(), strict=True)]
+        check_sizes(config, sizes)
+        hub = any(corpus.hub is not None and not config.cache for corpus in config.corpora.values())
+        window = min(config.shuffle_documents, HUB_WINDOW) if hub else config.shuffle_documents
+        self.weights = draw_weights(config, self.documents, augment)
+        epochs = [corpus.epochs for corpus in config.corpora.values()]
+        self.mixture = Mixture(sizes, self.weights, epochs, seed, window)
+
+    def __call__(self, g: int) -> Passage | None:
+        """The passage of draw g, None where that draw has none; raises EndOfStream once every corpus has ended."""
+        draw = self.mixture.draw(g)
+        if draw is None:
+            if self.mixture.end is not None and g >= self.mixture.end:
+                raise EndOfStream
+            return None
+        documents, augmenter = self.documents[draw.corpus], self.augmenters[draw.corpus]
+        if augmenter is None or not augmenter.draw(draw.epoch, draw.corpus, draw.document):
+            return Passage(document_tokens(documents, draw.document, self.tokenizer), corpus=draw.corpus)
+        text = documents.text(draw.document)
+        return self.passage(augmenter(text, draw.epoch, draw.corpus, draw.document), draw.corpus)
+
+    def passage(self, document: Document, corpus: int) -> Passage:
+        """An augmented document with end-of-text behind it."""
+        end = self.tokenizer.end_of_text
+        labels = None if document.labels is None else np.append(document.labels, end)
+        return Passage(np.append(document.tokens, end), labels, corpus, document.applied)
+
+
+def make_augmenter(config: AugmentConfig, tokenizer: Tokenizer, seed: int) -> Augmenter | None:
+    """None where nothing is asked for."""
+    return Augmenter(config, tokenizer, seed) if config.active else None
+
+
+def document_tokens(documents: Documents, i: int, tokenizer: Tokenizer) -> np.ndarray:
+    """The tokens of a document and end-of-text."""
+    if documents.tokenizer is not None:
+        return documents.tokens(i)
+    return np.append(tokenizer.encode(documents.text(i)), tokenizer.end_of_text)
+
+
+def check_sizes(config: DataConfig, sizes: list[int]) -> None:
+    """Raise DataError where a corpus of the mixture has no document to train on."""
+    for (name, corpus), size in zip(config.corpora.items(), sizes, strict=True):
+        if corpus.weight and not size:
+            rule = "holds no document for training"
+            raise DataError("corpus", key="data.corpora", value=name, rule=rule, remedy="Give it text, or set its weight to 0")
+
+
+def draw_weights(config: DataConfig, documents: list[Documents], augment: AugmentConfig) -> list[float]:
+    """The share of the draws each corpus gets: its weight, over its tokens a document where weights are shares of tokens."""
+    weights = [corpus.weight for corpus in config.corpora.values()]
+    if config.weigh == "documents" or len(weights) == 1:
+        return weights
+    tokenizer = load_tokenizer(config.tokenizer)
+    lengths = [
+        mean_tokens(d, tokenizer) * expected_length(c.augment or augment) if c.weight else 1.0
+        for d, c in zip(documents, config.corpora.values(), strict=True)
+    ]
+    return [weight / length for weight, length in zip(weights, lengths, strict=True)]
+
+
+def mean_tokens(documents: Documents, tokenizer: Tokenizer) -> float:
+    """Tokens a document: counted where they are stored, else from the bytes of all and the tokens a byte of a sample."""
+    if documents.tokenizer is not None:
+        return documents.elements / len(documents)
+    chosen = {i * len(documents) // SAMPLED for i in range(SAMPLED)}
+    texts = [documents.text(i) for i in sorted(chosen)]
+    tokens_per_byte = sum(len(tokenizer.encode(t)) for t in texts) / max(1, sum(len(t.encode()) for t in texts))
+    return documents.elements / len(documents) * tokens_per_byte + 1
+
+
+def validation_tokens(documents: Documents, tokenizer: Tokenizer, enough: int | None) -> Iterator[np.ndarray]:
+    """The tokens of the validation documents in stored order, until there are ``enough``."""
+    seen = 0
+    for i in range(len(documents)):
+        if enough is not None and seen >= enough:
+            return
+        tokens = document_tokens(documents, i, tokenizer)
+        yield tokens if documents.is_whole(i) else tokens[:-1]
+        seen += len(tokens)
