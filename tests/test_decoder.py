@@ -149,3 +149,26 @@ def test_the_first_loss_is_that_of_a_uniform_guess() -> None:
 def test_too_long_an_input_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="at most block_size = 48 long, got 49"):
         Decoder(DecoderConfig(**SMALL))(torch.zeros(1, 49, dtype=torch.long))
+
+
+def test_documents_in_one_row_are_as_if_each_had_its_own() -> None:
+    decoder = Decoder(DecoderConfig(**SMALL, document_mask=True)).eval()
+    plain = Decoder(DecoderConfig(**SMALL)).eval()
+    randomise(decoder)
+    plain.load_state_dict(decoder.state_dict())
+    documents = [torch.cat([torch.randint(0, 100, (n,)), torch.tensor([100])]) for n in (9, 1, 20)]
+    logits = decoder(torch.cat(documents)[None])[0]
+    alone = torch.cat([plain(document[None])[0] for document in documents])
+    torch.testing.assert_close(logits, alone, atol=1e-5, rtol=0)
+    assert not torch.allclose(logits, plain(torch.cat(documents)[None])[0], atol=1e-3)
+
+
+def test_a_window_and_documents_narrow_each_other() -> None:
+    decoder = Decoder(DecoderConfig(**SMALL, document_mask=True, attention_window=5)).eval()
+    randomise(decoder)
+    tokens = torch.randint(0, 100, (1, 40))
+    tokens[0, 20] = 100
+    for place, seen in ((19, False), (21, False), (30, True)):
+        changed = tokens.clone()
+        changed[0, place] = (changed[0, place] + 1) % 100
+        assert torch.equal(decoder(tokens)[0, 35], decoder(changed)[0, 35]) is not seen

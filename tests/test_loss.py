@@ -45,6 +45,21 @@ def test_ignored_targets_carry_no_loss_and_no_gradient() -> None:
     assert x.grad[1::5].any()
 
 
+def test_weights_make_it_a_weighted_mean() -> None:
+    x, w, y = head()
+    weights = torch.rand(37)
+    losses = F.cross_entropy(x @ w.T, y, ignore_index=IGNORED, reduction="none")
+    expected = (losses * weights).sum() / weights[y != IGNORED].sum()
+    dx, dw = torch.autograd.grad(expected, (x, w))
+    loss, per_token = cross_entropy(x, w, y, 10, weights)
+    loss.backward()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(per_token, losses)
+    torch.testing.assert_close(x.grad, dx, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(w.grad, dw, rtol=1e-4, atol=1e-7)
+    assert cross_entropy(x, w, y, 0, torch.zeros(37))[0].item() == 0
+
+
 def test_all_targets_ignored_is_zero_not_nan() -> None:
     x, w, y = head()
     loss, _ = cross_entropy(x, w, torch.full_like(y, IGNORED))

@@ -29,7 +29,7 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x: Float[Tensor, "B T C"], mask: Bool[Tensor, "T T"] | None) -> Float[Tensor, "B T C"]:
+    def forward(self, x: Float[Tensor, "B T C"], mask: Bool[Tensor, "*#B T T"] | None) -> Float[Tensor, "B T C"]:
         B, T, C = x.shape
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, n_head, T, head]
@@ -62,7 +62,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, x: Float[Tensor, "B T C"], mask: Bool[Tensor, "T T"] | None) -> Float[Tensor, "B T C"]:
+    def forward(self, x: Float[Tensor, "B T C"], mask: Bool[Tensor, "*#B T T"] | None) -> Float[Tensor, "B T C"]:
         if self.post_norm:
             x = self.ln_1(x + self.drop(self.attn(x, mask)))
             return self.ln_2(x + self.drop(self.mlp(x)))
@@ -100,8 +100,13 @@ class Decoder(nn.Module):
         T = tokens.shape[1]
         if self.config.block_size < T:
             raise ValueError(f"tokens must be at most block_size = {self.config.block_size} long, got {T}: crop them")
-        x = self.drop(self.wte(tokens) + self.wpe.weight[:T])
         mask = self.window_mask(T, tokens.device)
+        positions = self.wpe.weight[:T]
+        if self.config.document_mask:
+            starts = document_starts(tokens, self.config.vocab_size - 1)
+            positions = self.wpe(torch.arange(T, device=tokens.device) - starts)
+            mask = within_documents(starts, mask)
+        x = self.drop(self.wte(tokens) + positions)
         for block in self.h:
             x = block(x, mask)
         return self.ln_f(x)
@@ -117,3 +122,17 @@ class Decoder(nn.Module):
             return None
         distance = torch.arange(T, device=device)[:, None] - torch.arange(T, device=device)
         return (distance >= 0) & (distance < window)
+
+
+def document_starts(tokens: Int[Tensor, "B T"], end_of_text: int) -> Int[Tensor, "B T"]:
+    """Where each position's document begins: at the start of the row, or behind the last end-of-text before it."""
+    behind = F.pad(tokens[:, :-1] == end_of_text, (1, 0))
+    places = torch.arange(tokens.shape[1], device=tokens.device)
+    return torch.where(behind, places, 0).cummax(1).values
+
+
+def within_documents(starts: Int[Tensor, "B T"], mask: Bool[Tensor, "T T"] | None) -> Bool[Tensor, "B 1 T T"]:
+    """True where position t (row) sees position s: s <= t, both in one document, and in the window where there is one."""
+    T = starts.shape[1]
+    causal = torch.ones(T, T, dtype=torch.bool, device=starts.device).tril() if mask is None else mask
+    return ((starts[:, :, None] == starts[:, None]) & causal)[:, None]

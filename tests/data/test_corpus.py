@@ -4,24 +4,33 @@ import bz2
 import gzip
 import json
 import lzma
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import zstandard
 
-from gpt2_lightning.data.corpus import PIECE_CHARACTERS, CorpusConfig, read_corpus
+from gpt2_lightning.data.corpus import CorpusConfig, Piece, Reading, read_corpus
 from gpt2_lightning.data.tokens import load_tokenizer
 from gpt2_lightning.errors import DataError
 
+SEGMENT = 16_384
+
+
+def pieces(path: Path | str, reading: Reading | None = None, **options: object) -> list[Piece]:
+    options.setdefault("holdout_every", 1_000_000)
+    return list(read_corpus(CorpusConfig(path=str(path), **options), SEGMENT, reading or Reading()))
+
 
 def documents(path: Path | str, part: str = "train", **options: object) -> list[str]:
-    options.setdefault("holdout_every", 1_000_000)
     found, text = [], ""
-    for piece, ends in read_corpus(CorpusConfig(path=str(path), **options), part):
-        text += piece
-        if ends:
-            found.append(text)
-            text = ""
+    for piece in pieces(path, **options):
+        if piece.part == part:
+            text += piece.text
+            if piece.whole:
+                found.append(text)
+                text = ""
     assert not text
     return found
 
@@ -84,11 +93,25 @@ def test_the_bundled_corpus_is_whole() -> None:
 def test_a_long_line_comes_in_pieces_whose_tokens_are_those_of_the_whole(here: Path) -> None:
     line = "It is 1 o'clock, they're  two \t words. " * 8000
     (here / "a.txt").write_text(line)
-    pieces = [piece for piece, _ in read_corpus(CorpusConfig(path="a.txt", holdout_every=100), "train")]
-    assert len(pieces) > 2
-    assert max(map(len, pieces)) <= 2 * PIECE_CHARACTERS
+    texts = [piece.text for piece in pieces("a.txt")]
+    assert len(texts) > 2
+    assert max(map(len, texts)) <= 2 * SEGMENT
     encode = load_tokenizer("gpt2").encode
-    assert [t for piece in pieces for t in encode(piece).tolist()] == encode(line).tolist()
+    assert [t for text in texts for t in encode(text).tolist()] == encode(line).tolist()
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_forty_megabytes_in_one_line_take_little_memory(here: Path, name: str) -> None:
+    line = "word " * 8_000_000
+    (here / name).write_text(json.dumps({"text": line}) if name == "a.jsonl" else line)
+    code = (
+        "import resource, sys; from gpt2_lightning.data.corpus import CorpusConfig, Reading, read_corpus;"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
+        "n = sum(len(p.text) for p in read_corpus(CorpusConfig(path=sys.argv[1]), 16384, Reading())); assert n == 40_000_000;"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True, check=True)
+    assert int(done.stdout) / 1024 < (16 if name == "a.txt" else 350)  # MiB; a JSON line has to be parsed whole
 
 
 def test_a_long_document_ends_once(here: Path) -> None:
@@ -110,9 +133,13 @@ def write_gzip_cut_short(path: Path) -> None:
         ("a.txt", lambda p: p.write_bytes(b"\x89PNG\r\n"), "is a PNG picture"),
         ("a.txt.gz", write_gzip_cut_short, "cut short or damaged"),
         ("a.jsonl", lambda p: p.write_text('{"text": "a"}\n{"text": \n'), "a.jsonl:2"),
-        ("a.jsonl", lambda p: p.write_text('{"text": null, "title": "x"}\n'), "a.jsonl:1.*has the fields text, title"),
-        ("a.jsonl", lambda p: p.write_text("[1]\n"), "is no object"),
-        ("a.parquet", lambda p: p.write_bytes(b"PAR1 no"), "cannot be read through datasets"),
+        ("a.jsonl", lambda p: p.write_text('{"text": null, "title": "x"}\n'), "a.jsonl:1.*holds no text in the field 'text' but NoneType"),
+        ("a.jsonl", lambda p: p.write_text('{"body": "a", "title": "x"}\n'), "a.jsonl:1.*has no field 'text'; it has body, title"),
+        ("a.jsonl", lambda p: p.write_bytes(b'{"text": "a"}\n\n{"text": "\xff"}\n'), "a.jsonl:3.*is not JSON.*utf-8"),
+        ("a.jsonl", lambda p: p.write_text('{"text": "\\ud800"}\n'), "a.jsonl:1.*half a surrogate pair"),
+        ("a.jsonl", lambda p: p.write_text("[" * 100_000), "a.jsonl:1.*is not JSON"),
+        ("a.jsonl", lambda p: p.write_text("[1]\n"), "is no JSON object"),
+        ("a.parquet", lambda p: p.write_bytes(b"PAR1 no"), "cut short or damaged"),
     ],
 )
 def test_broken_files_are_named_with_the_place(here: Path, name: str, write: object, message: str) -> None:
@@ -124,13 +151,15 @@ def test_broken_files_are_named_with_the_place(here: Path, name: str, write: obj
 def test_invalid_bytes_can_be_replaced(here: Path) -> None:
     (here / "a.txt").write_bytes(b"a\xffb")
     assert documents("a.txt", invalid="replace") == ["a\ufffdb"]
+    (here / "a.jsonl").write_bytes(b'{"text": "a\xff"}\n{"text": "\\ud800b"}')
+    assert documents("a.jsonl", invalid="replace") == ["a\ufffd", "?b"]
 
 
 def test_nul_bytes_are_counted_and_warned_of(here: Path) -> None:
     (here / "a.txt").write_bytes(b"a\0b\0")
-    warnings: list[str] = []
-    list(read_corpus(CorpusConfig(path="a.txt"), "train", warnings.append))
-    assert warnings == ["'a.txt' holds 2 NUL bytes, kept as they are: is it text?"]
+    reading = Reading()
+    pieces("a.txt", reading)
+    assert reading.warnings == ["'a.txt' holds 2 NUL bytes, kept as they are: is it text?"]
 
 
 @pytest.mark.parametrize(
@@ -146,21 +175,6 @@ def test_a_path_that_is_not_there(here: Path, path: str, message: str) -> None:
     (here / "folder").mkdir()
     with pytest.raises(DataError, match=message):
         documents(path)
-
-
-def test_hub_data_sets_are_streamed_at_their_revision(monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    asked = {}
-
-    def load(*source: object, **options: object) -> object:
-        asked.update(options, source=source)
-        return iter([{"text": "one"}, {"text": "two"}])
-
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    config = CorpusConfig(hub="owner/name", hub_config="plain", revision="abc", holdout_every=100)
-    assert [text for text, _ in read_corpus(config, "train")] == ["one", "two"]
-    assert asked == {"source": ("owner/name", "plain"), "split": "train", "streaming": True, "revision": "abc"}
 
 
 def test_json_of_the_bundled_corpus_is_one_scene_a_line() -> None:

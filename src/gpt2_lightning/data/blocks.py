@@ -50,7 +50,7 @@ def require_tokens(documents: Iterator[Tokens], block_size: int) -> None:
     raise DataError("corpus", key="data", value="train", rule=rule, remedy="Give it more text, or lower model.block_size")
 
 
-def validation_blocks(documents: Iterator[Tokens], block_size: int, end_of_text: int) -> tuple[Tokens, Tokens]:
+def validation_blocks(name: str, documents: Iterator[Tokens], block_size: int, end_of_text: int) -> tuple[Tokens, Tokens]:
     """Inputs and targets ``[N, block_size]`` in stored order, every token a target once; the last row is padded with -1.
 
     Raises DataError when there is no text.
@@ -59,7 +59,7 @@ def validation_blocks(documents: Iterator[Tokens], block_size: int, end_of_text:
     if len(tokens) == 1:
         rule = "no document is left for validation"
         remedy = "Set data.split=blank_line to make several of one file, or name a file with data.validation"
-        raise DataError("corpus", key="data", value="validation", rule=rule, remedy=remedy)
+        raise DataError("corpus", key="data.corpora", value=name, rule=rule, remedy=remedy)
     padding = -(len(tokens) - 1) % block_size
     inputs = np.concatenate([tokens[:-1], np.full(padding, end_of_text, np.int32)])
     targets = np.concatenate([tokens[1:], np.full(padding, NOTHING, np.int32)])

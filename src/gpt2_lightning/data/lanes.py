@@ -8,7 +8,7 @@ almost every lane.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -57,9 +57,9 @@ class Rows:
 class Lane:
     """Lane ``number`` of ``lanes``; ``draw`` and ``offset`` are its place."""
 
-    def __init__(self, read: Read, number: int, lanes: int, end_of_text: int, place: Sequence[int] = (0, 0)) -> None:
+    def __init__(self, read: Read, number: int, lanes: int, end_of_text: int, draw: int = 0, offset: int = 0) -> None:
         self.read, self.number, self.lanes, self.end_of_text = read, number, lanes, end_of_text
-        self.draw, self.offset = int(place[0]), int(place[1])
+        self.draw, self.offset = draw, offset
         self.passage: Passage | None = None
         self.last = -1  # the token before the place, first of the next row; -1 when it has to be looked up
 

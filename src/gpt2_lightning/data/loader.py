@@ -77,7 +77,7 @@ class PartStream(IterableDataset[Part | PlatformError]):
         r = self.rows
         size = r.batch_size
         own = [n for n in range(len(r.places)) if n % size % turns == turn]
-        lanes = {n: Lane(r.read, r.first + n, r.lanes, r.end_of_text, r.places[n]) for n in own}
+        lanes = {n: Lane(r.read, r.first + n, r.lanes, r.end_of_text, *r.places[n].tolist()) for n in own}
         cycle = len(r.places) // size
         first = [lanes[n] for n in own if n // size == 0]
         part = self.fill(first) if r.overfit else None

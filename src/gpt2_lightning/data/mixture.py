@@ -123,7 +123,7 @@ def quotas(weights: list[float]) -> list[int]:
     if not total:
         return [0] * len(weights)
     exact = [BLOCK * w / total for w in weights]
-    quota = [max(1, int(share)) if share else 0 for share in exact]
+    quota = [max(1, int(share)) if w else 0 for w, share in zip(weights, exact, strict=True)]
     while missing := BLOCK - sum(quota):
         step = 1 if missing > 0 else -1
         able = [c for c, q in enumerate(quota) if q and q + step]

@@ -8,7 +8,7 @@ on in one order, whose state would have to be replayed to stand at a place.
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -29,6 +29,7 @@ HUB_WINDOW = 16_384  # documents within which a hub data set is shuffled: those 
 SAMPLED = 64  # documents whose tokens are counted to know how many a byte of the corpus has
 
 
+@runtime_checkable
 class Documents(Protocol):
     """The documents of one part of a corpus by position; ``elements`` counts its bytes, or its tokens where it is tokenised."""
 

@@ -15,6 +15,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,8 @@ def build_at(place: Path, read: Pieces, tokenizer: str | None) -> None:
             raise
         raise OutputError("store", key="folder", value=str(place.parent), rule=f"cannot be written: {error}") from error
     finally:
-        lock.unlink(missing_ok=True)
+        with suppress(OSError):
+            lock.unlink()
         shutil.rmtree(partial, ignore_errors=True)
         remove_empty(made)
 
@@ -137,11 +139,9 @@ def clear(place: Path) -> None:
 
 def remove_empty(folders: Iterable[Path]) -> None:
     """Remove folders that were made for nothing, innermost first."""
-    for folder in folders:
-        try:
+    with suppress(OSError):
+        for folder in folders:
             folder.rmdir()
-        except OSError:
-            return
 
 
 def write_store(folder: Path, read: Pieces, tokenizer: str | None) -> None:

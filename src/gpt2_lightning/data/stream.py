@@ -63,8 +63,11 @@ class StreamDataModule(LightningDataModule):
 
     @property
     def warnings(self) -> list[str]:
-        """What was odd about the text."""
-        return [warning for parts in self.corpora.values() for warning in parts["train"].warnings]
+        """What was odd about the text, and which workers have nothing to do."""
+        of_text = [warning for parts in self.corpora.values() for warning in parts["train"].warnings]
+        idle = self.config.workers - self.config.batch_size
+        left_out = f"{idle} of {self.config.workers} workers are left out: a batch has {self.config.batch_size} rows to fill"
+        return [*of_text, left_out] if idle > 0 else of_text
 
     @property
     def finite(self) -> bool:
@@ -79,9 +82,10 @@ class StreamDataModule(LightningDataModule):
         if not self.config.synthetic:
             self.corpora = open_corpora(self.config, self.cache)
             self.require_text()
+        self.read = self.make_read()
         self.validation = [self.validation_part(name) for name in self.names]
 
-    def read(self) -> Read:
+    def make_read(self) -> Read:
         """What answers for a draw's passage."""
         if self.config.synthetic:
             return partial(recall_passage, self.block_size, self.seed)
@@ -99,12 +103,12 @@ class StreamDataModule(LightningDataModule):
             return recall_validation(self.block_size, self.seed)
         most = self.config.val_batches and self.config.val_batches * self.config.batch_size
         documents = validation_tokens(self.corpora[name]["validation"], self.tokenizer, most and most * self.block_size)
-        return validation_blocks(documents, self.block_size, self.tokenizer.end_of_text)
+        return validation_blocks(name, documents, self.block_size, self.tokenizer.end_of_text)
 
     def unigram_bits_per_byte(self) -> float:
         """What a model that knows only how often each token occurs would reach in validation: the figure to beat."""
         targets = np.concatenate([targets[targets >= 0] for _, targets in self.validation])
-        nats = unigram_nats(sample_tokens(self.read(), UNIGRAM_TOKENS), targets, self.tokenizer.vocab_size)
+        nats = unigram_nats(sample_tokens(self.read, UNIGRAM_TOKENS), targets, self.tokenizer.vocab_size)
         return bits_per_byte(nats, int(self.bytes_per_token[torch.from_numpy(targets)].sum()))
 
     def train_dataloader(self) -> TrainLoader:
@@ -119,7 +123,7 @@ class StreamDataModule(LightningDataModule):
         if self.resumed is not None:
             start, places = self.resumed["step"] * self.accumulate, self.resumed["places"].numpy()
         rows = RankRows(
-            read=self.read(),
+            read=self.read,
             block_size=self.block_size,
             batch_size=self.config.batch_size,
             lanes=own * ranks,

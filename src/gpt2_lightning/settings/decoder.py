@@ -22,6 +22,7 @@ class DecoderConfig(Settings):
     attention_window: int | None = setting(
         None, "tokens a position attends to, itself included (none: the whole context)", at_least=1
     )
+    document_mask: bool = setting(False, "attention and positions stay within a document: they begin anew after end-of-text")
     init_std: float = setting(0.02, "standard deviation of the initial weights", at_least=0)
 
     def check_rules(self) -> None:
