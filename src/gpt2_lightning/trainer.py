@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy
 
 from gpt2_lightning.checkpoint import load_checkpoint, save_checkpoint, share_checkpoint
 from gpt2_lightning.config import RunConfig
@@ -82,7 +83,7 @@ def build_trainer(config: RunConfig, folder: Path, callbacks: list[Callback]) ->
     return Trainer(
         accelerator=accelerator,
         devices=t.devices,
-        strategy="ddp" if t.devices > 1 else "auto",
+        strategy=DDPStrategy(broadcast_buffers=False) if t.devices > 1 else "auto",  # ours are constant, and ranks validate unevenly
         precision=choose_precision(t.precision, accelerator),  # type: ignore[arg-type]
         max_epochs=-1,
         max_steps=t.max_steps,

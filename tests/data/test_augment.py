@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from numpy.random import Generator, default_rng
 
 from gpt2_lightning.data import augment, misspelling, words
-from gpt2_lightning.data.augment import AugmentConfig, Augmenter, expected_length, keyed_hash
+from gpt2_lightning.data.augment import AugmentConfig, Augmenter, expected_length
+from gpt2_lightning.data.chance import keyed_hash
 from gpt2_lightning.data.tokens import load_tokenizer
 from gpt2_lightning.errors import ConfigError
 from gpt2_lightning.settings.augment import OPERATIONS, LengthConfig, NoiseConfig, ReverseConfig, SwapConfig

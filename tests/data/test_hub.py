@@ -66,7 +66,7 @@ def test_the_fingerprint_changes_with_the_files(here: Path) -> None:
     ("options", "message"),
     [
         ({"field": "body"}, "has no field 'body'; it has text"),
-        ({"hub": "no/where"}, "no/where.*cannot be read"),
+        ({"hub": "no/where"}, "hub = no/where.: cannot be read: OfflineModeIsEnabled"),
         ({"hub_config": "other"}, "cannot be read: ValueError: BuilderConfig 'other' not found"),
     ],
 )
@@ -78,7 +78,7 @@ def test_what_is_not_there_is_said(here: Path, options: dict, message: str, monk
 
 
 def test_an_empty_row_is_named(here: Path) -> None:
-    with pytest.raises(DataError, match="row 2: holds no text in the field 'text' but NoneType"):
+    with pytest.raises(DataError, match="row 2.: holds no text in the field 'text' but NoneType"):
         documents = open_hub(local(here, ["a", "b", None, "d"], files=1))["train"]
         [documents.text(i) for i in range(4)]
 

@@ -17,14 +17,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.random import Generator
 
+from gpt2_lightning.data.chance import keyed_hash
 from gpt2_lightning.data.misspelling import misspell, misspell_inputs
 from gpt2_lightning.data.tokens import Tokenizer
 from gpt2_lightning.data.words import CJK, code_kinds, code_points, split_sentences, split_words, word_bounds
 from gpt2_lightning.settings.augment import AugmentConfig
 
-__all__ = ["AugmentConfig", "Augmenter", "Document", "expected_length", "keyed_hash"]
-
-MASK = 2**64 - 1
+__all__ = ["AugmentConfig", "Augmenter", "Document", "expected_length"]
 
 
 class Document(NamedTuple):
@@ -97,19 +96,6 @@ class Augmenter:
 def expected_length(config: AugmentConfig) -> float:
     """The share of a document's tokens that the crop leaves, on average over documents."""
     return 1 - config.length.p * config.length.strength / 2
-
-
-def keyed_hash(*parts: int, state: int = 0) -> int:
-    """64 uniform bits that depend on every part and on their order; ``state`` is the hash of the parts that came before.
-
-    Each part goes through the mixing of SplitMix64 (Steele, Lea and Flood 2014). Parts count by their lowest 64 bits.
-    """
-    for part in parts:
-        state = ((state ^ part) + 0x9E3779B97F4A7C15) & MASK
-        state = ((state ^ state >> 30) * 0xBF58476D1CE4E5B9) & MASK
-        state = ((state ^ state >> 27) * 0x94D049BB133111EB) & MASK
-        state ^= state >> 31
-    return state
 
 
 def crop(text: str, strength: float, rng: Generator) -> str:

@@ -14,9 +14,8 @@ GOLDEN = 0x9E3779B97F4A7C15
 FIRST, SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
-def keyed_hash(*parts: int) -> int:
-    """A 64-bit number, uniform over the keys ``parts``, each a non-negative integer."""
-    state = 0
+def keyed_hash(*parts: int, state: int = 0) -> int:
+    """64 uniform bits that depend on every part and on their order; ``state`` is the hash of the parts that came before."""
     for part in parts:
         state = (state ^ part) + GOLDEN & MASK
         state = (state ^ state >> 30) * FIRST & MASK

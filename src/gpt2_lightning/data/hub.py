@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,11 +33,11 @@ class RowGroups:
     def __init__(self, files: list[str], config: CorpusConfig) -> None:
         self.files, self.config = files, config
         with ThreadPoolExecutor(READERS) as pool:
-            footers = list(pool.map(self.footer, files))
+            footers = list(pool.map(self.footer, range(len(files))))
         self.places = [(file, group) for file, footer in enumerate(footers) for group in range(len(footer))]
         sizes = np.array([size for footer in footers for size in footer], np.int64).reshape(-1, 2)
         self.ends, self.text_bytes = np.cumsum(sizes[:, 0]), int(sizes[:, 1].sum())
-        self.held: OrderedDict[int, tuple[list[str], int]] = OrderedDict()
+        self.held: OrderedDict[int, tuple[list[Any], int]] = OrderedDict()
         told = "\n".join([config.field, *files, *map(str, sizes.ravel().tolist())])
         self.fingerprint = hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
 
@@ -64,7 +65,7 @@ class RowGroups:
         start = int(self.ends[group - 1]) if group else 0
         return checked_text(self.texts(group)[i - start], self.config, f"{self.files[self.places[group][0]]}, row {i}")
 
-    def texts(self, group: int) -> list[str]:
+    def texts(self, group: int) -> list[Any]:
         """All texts of a row group, kept until others need the place."""
         if group not in self.held:
             file, number = self.places[group]
@@ -139,8 +140,17 @@ def hub_files(config: CorpusConfig) -> list[str]:
     with troubles(str(config.hub)):
         import datasets
 
-        builder = datasets.load_dataset_builder(str(config.hub), config.hub_config, revision=config.revision)
+        builder = datasets.load_dataset_builder(str(config.hub), config.hub_config, revision=commit(config))
         return [str(file) for file in (builder.config.data_files or {})["train"]]
+
+
+def commit(config: CorpusConfig) -> str | None:
+    """The commit that the revision means. Asked of the hub itself: ``datasets`` answers a wrong one from its own cache."""
+    import huggingface_hub
+
+    if Path(str(config.hub)).is_dir():
+        return None
+    return huggingface_hub.HfApi().dataset_info(str(config.hub), revision=config.revision).sha
 
 
 def open_hub(config: CorpusConfig) -> dict[str, HubDocuments]:

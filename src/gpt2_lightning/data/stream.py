@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from gpt2_lightning.data.blocks import require_tokens, sample_tokens, validation_blocks
-from gpt2_lightning.data.lanes import Read
+from gpt2_lightning.data.lanes import NOTHING, Read
 from gpt2_lightning.data.loader import Batch, RankRows, TrainLoader
 from gpt2_lightning.data.recall import recall_passage, recall_validation
 from gpt2_lightning.data.source import Corpora, Source, document_tokens, open_corpora, validation_tokens
@@ -144,10 +144,11 @@ class StreamDataModule(LightningDataModule):
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
 
     def deal(self, inputs: np.ndarray, targets: np.ndarray, ranks: int, rank: int) -> list[Batch]:
-        """Every ``ranks``-th batch of one corpus."""
+        """Every ``ranks``-th batch of one corpus; a rank that gets none takes part with one that predicts nothing."""
         size = self.config.batch_size
         starts = range(0, len(inputs), size)[: self.config.val_batches]
-        return [to_batch(inputs[i : i + size], targets[i : i + size]) for i in starts[rank::ranks]]
+        batches = [to_batch(inputs[i : i + size], targets[i : i + size]) for i in starts[rank::ranks]]
+        return batches or [to_batch(inputs[:1], np.full_like(targets[:1], NOTHING))]
 
     def state_dict(self) -> dict[str, Any]:
         """Where every lane of every rank stands behind the last step that was trained; to be called by all ranks together."""
