@@ -48,6 +48,20 @@ BAD = [
     ("data.batch_size=2.5", "data.batch_size", "could not be converted to Integer"),
     ("data.workers=-1", "data.workers = -1", "must be at least 0"),
     ("data.corpora.shakespeare.holdout_every=1", "data.corpora.holdout_every = 1", "must be at least 2"),
+    ("data.corpora.shakespeare.weight=-1", "data.corpora.weight = -1", "must be at least 0"),
+    ("data.corpora.shakespeare.weight=nan", "data.corpora.weight = nan", "must be finite"),
+    ("data.corpora.shakespeare.weight=inf", "data.corpora.weight = inf", "must be finite"),
+    ("data.corpora.shakespeare.weight=0", "data.corpora", "all weights are 0"),
+    ("data.corpora.shakespeare.epochs=0", "data.corpora.epochs = 0", "must be at least 1"),
+    ("data.corpora.shakespeare.wieght=1", "data.corpora.shakespeare.wieght", "Did you mean data.corpora.shakespeare.weight?"),
+    ("data.weigh=bytes", "data.weigh = bytes", "must be one of documents, tokens"),
+    ("augment.swap.p=1.5", "augment.swap.p = 1.5", "must be at least 0 and at most 1"),
+    ("augment.noise.strength=-0.1", "augment.noise.strength = -0.1", "must be at least 0 and at most 1"),
+    ("augment.length.p=nan", "augment.length.p = nan", "must be finite"),
+    ("augment.reverse.unit=lines", "augment.reverse.unit = lines", "must be one of sentences, words, tokens"),
+    ("augment.swap.window=0", "augment.swap.window = 0", "must be at least 1"),
+    ("augment.order=[swap]", "augment.order", "must hold each of length, reverse, swap, noise exactly once"),
+    ("augment=noize", "augment = noize", "There are noise"),
     ("trainer.accumulate=0", "trainer.accumulate = 0", "must be at least 1"),
     ("trainer.max_steps=-5", "trainer.max_steps = -5", "must be at least 1"),
     ("trainer.max_steps=yes", "trainer.max_steps", "could not be converted to Integer"),
@@ -60,7 +74,7 @@ BAD = [
     ("run.id=" + "x" * 300, "run.id", "must be 1 to 128 letters"),
     ("seed=-1", "seed = -1", "must be at least 0"),
     ("data=local", "data.corpora.path", "Set data=local data.path=FILE"),
-    ("nonsense", "command = nonsense", "There are train, generate, list"),
+    ("nonsense", "command = nonsense", "There are train, data, generate, list"),
     ("trainer.max_steps", "trainer.max_steps", ""),
     ("data.path=a b'c", "data.path", ""),
 ]
@@ -102,14 +116,14 @@ def test_every_experiment_composes_and_says_what_it_is_for(name: str) -> None:
     assert "?" in group_options("experiment")[name]
 
 
-@pytest.mark.parametrize("group", ["model", "optimizer", "schedule", "sampler", "data", "loss", "trainer", "debug"])
+@pytest.mark.parametrize("group", ["augment", "model", "optimizer", "schedule", "sampler", "data", "loss", "trainer", "debug"])
 def test_every_option_has_a_comment_and_composes(group: str) -> None:
     for name, comment in group_options(group).items():
         assert len(comment) > 10, name
         words = [f"{group}={name}"]
         if group == "model" and name not in ("nano", "micro", "small"):
             words.append("data=shakespeare_bpe")
-        if name in ("shakespeare_bpe", "openwebtext"):
+        if group == "data" and name not in ("shakespeare", "bundled", "local", "recall"):
             words.append("model=gpt2")
         if name == "local":
             words.append("data.path=x.txt")
@@ -122,8 +136,15 @@ def test_the_typed_value_wins_over_the_experiment_wherever_it_stands() -> None:
     assert compose_config(["debug=fast_dev_run", "+experiment=quickstart"]).trainer.max_steps == 3
 
 
+def test_one_corpus_can_have_its_own_augmentation() -> None:
+    config = compose_config(["data.corpora.shakespeare.augment.swap.p=0.3"])
+    own = config.data.corpora["shakespeare"].augment
+    assert (own.swap.p, own.noise.p, config.augment.swap.p) == (0.3, 0.0, 0.0)
+
+
 def test_config_yaml_reads_back_equal(here: Path) -> None:
-    config = compose_config(["+experiment=quickstart", "optimizer=muon", "loss.beta=0.5", "run.id=x"])
+    words = ["optimizer=muon", "loss.beta=0.5", "run.id=x", "augment=all", "data.corpora.shakespeare.augment.swap.p=0.3"]
+    config = compose_config(["+experiment=quickstart", *words])
     (here / "config.yaml").write_text(to_yaml(config))
     assert load_config("config.yaml", []) == config
     assert load_config("config.yaml", ["trainer.max_steps=7"]).trainer.max_steps == 7
@@ -148,6 +169,7 @@ def test_the_current_folders_own_experiments_are_found(here: Path) -> None:
     [
         ("trainer: {max_steps: 9}\ntrainer: {max_steps: 10}\n", r"mine.yaml:\d.*duplicate key"),
         ("trainer: [\n", r"mine.yaml:\d"),
+        ("data: {corpora: {a: {path: x}, a: {path: y}}}\n", r"mine.yaml:\d.*duplicate key"),
         ("trainer: {max_step: 9}\n", "Did you mean trainer.max_steps?"),
         ("trainer: {max_steps: no}\n", "trainer.max_steps.*Integer"),
         ("model: {n_layer: -2}\n", "model.n_layer = -2"),

@@ -18,7 +18,7 @@ ROOMS = {
     "omegaconf": {"config"},
     "lightning": {"module", "data.stream", "run", "dashboard", "trainer"},
     "optuna": set(),
-    "datasets": {"data.corpus"},
+    "datasets": {"data.hub"},
     "tensorboard": {"dashboard"},
     "tiktoken": {"data.tokens"},
 }

@@ -52,7 +52,8 @@ def test_a_run_leaves_what_it_promises(command: Command, tmp_path: Path) -> None
     assert all(row["tokens"] == row["step"] * 4 * 64 for row in rows)
     training = rows[0]
     assert set(training) == {
-        "step", "tokens", "train/cross_entropy", "train/penalty", "train/loss", "optimizer/learning_rate",
+        "step", "tokens", "train/cross_entropy", "train/penalty", "train/loss", "train/shakespeare/cross_entropy",
+        "data/shakespeare/share", "optimizer/learning_rate",
         "optimizer/gradient_norm", "optimizer/parameter_norm", "speed/tokens_per_second", "speed/data_wait",
         "speed/peak_memory",
     }  # fmt: skip
@@ -125,6 +126,60 @@ def test_every_optimizer_overfits_one_batch(command: Command, tmp_path: Path, op
     losses = [row["train/cross_entropy"] for row in lines(folder(tmp_path)) if "train/cross_entropy" in row]
     assert losses[0] > 2
     assert losses[-1] < 0.1
+
+
+MIX = """tokenizer: bytes
+corpora:
+  plays: {path: "bundled:shakespeare.jsonl"}
+  noise: {path: noise.txt, split: line, weight: 3}
+"""
+
+
+def mixed(root: Path) -> None:
+    """A mixture in the folder's own conf: the plays, and a corpus that has nothing to learn but its letters."""
+    random = torch.Generator().manual_seed(0)
+    lines = ["".join("abcd"[i] for i in torch.randint(4, (200,), generator=random).tolist()) for _ in range(200)]
+    (root / "noise.txt").write_text("\n".join(lines))
+    (root / "conf/data").mkdir(parents=True)
+    (root / "conf/data/mix.yaml").write_text(MIX)
+
+
+def test_the_loss_of_each_corpus_is_logged_apart_and_can_be_weighted(command: Command, tmp_path: Path) -> None:
+    mixed(tmp_path)
+    common = ("data=mix", "trainer.max_steps=80", "trainer.val_every=80", "trainer.log_every=20", "augment=reverse")
+    train(command, *common, "run.id=even")
+    train(command, *common, "run.id=plays", "data.corpora.noise.loss_weight=0")
+    even, plays = (lines(tmp_path / "outputs/runs/run" / name) for name in ("even", "plays"))
+    for row in even[:-1]:
+        shares = [row[f"data/{name}/share"] for name in ("plays", "noise")]
+        losses = [row[f"train/{name}/cross_entropy"] for name in ("plays", "noise")]
+        assert sum(shares) == pytest.approx(1)
+        assert sum(s * x for s, x in zip(shares, losses, strict=True)) == pytest.approx(row["train/cross_entropy"], rel=1e-5)
+        assert 0.2 < row["augment/reverse/share"] < 0.8
+    assert even[-1]["val/noise/cross_entropy"] < 2 < even[-1]["val/plays/cross_entropy"]
+    assert plays[-1]["val/noise/cross_entropy"] > 1.5 * even[-1]["val/noise/cross_entropy"]
+    assert plays[-2]["train/cross_entropy"] == pytest.approx(plays[-2]["train/plays/cross_entropy"], rel=0.02)
+
+
+def test_a_run_ends_with_its_corpora(command: Command, tmp_path: Path) -> None:
+    for devices in (1, 2):
+        words = (
+            "data.corpora.shakespeare.documents=20",
+            "data.corpora.shakespeare.epochs=2",
+            f"data.batch_size={4 // devices}",
+        )
+        train(
+            command,
+            *words,
+            f"trainer.devices={devices}",
+            f"run.id=d{devices}",
+            "trainer.max_steps=100000",
+            "trainer.log_every=100",
+        )
+    results = [json.loads((tmp_path / f"outputs/runs/run/d{n}/result.json").read_text()) for n in (1, 2)]
+    assert 500 < results[0]["steps"] < 5000
+    assert results[0]["steps"] == results[1]["steps"]
+    assert results[0]["last"]["val/cross_entropy"] == pytest.approx(results[1]["last"]["val/cross_entropy"], rel=0.05)
 
 
 def test_workers_change_nothing(command: Command, tmp_path: Path) -> None:

@@ -55,12 +55,15 @@ def cross_entropy(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "N"]]:
     """Mean cross-entropy in nats over the targets that are not IGNORED, and each token's own (0 where ignored, no gradient).
 
-    ``weights`` makes it a weighted mean. ``chunk_tokens`` bounds how many tokens' logits exist at once; 0 means as many as fit CHUNK_BYTES.
+    ``weights`` makes it a weighted mean. ``chunk_tokens`` bounds how many tokens' logits exist at once; 0 means as many as
+    fit CHUNK_BYTES.
     Under autocast the matrix products run in its type; the softmax is never below float32.
     """
     chunk = chunk_tokens or max(1, CHUNK_BYTES // (4 * weight.shape[0]))
     flat_weights = None if weights is None else weights.flatten()
-    return LinearCrossEntropy.apply(hidden.flatten(0, -2), weight, targets.flatten(), flat_weights, chunk, compute_dtype(hidden))
+    return LinearCrossEntropy.apply(
+        hidden.flatten(0, -2), weight, targets.flatten(), flat_weights, chunk, compute_dtype(hidden)
+    )
 
 
 @torch.no_grad()

@@ -83,7 +83,9 @@ def build_trainer(config: RunConfig, folder: Path, callbacks: list[Callback]) ->
     return Trainer(
         accelerator=accelerator,
         devices=t.devices,
-        strategy=DDPStrategy(broadcast_buffers=False) if t.devices > 1 else "auto",  # ours are constant, and ranks validate unevenly
+        strategy=DDPStrategy(broadcast_buffers=False)
+        if t.devices > 1
+        else "auto",  # ours are constant, and ranks validate unevenly
         precision=choose_precision(t.precision, accelerator),  # type: ignore[arg-type]
         max_epochs=-1,
         max_steps=t.max_steps,

@@ -133,8 +133,16 @@ def write_gzip_cut_short(path: Path) -> None:
         ("a.txt", lambda p: p.write_bytes(b"\x89PNG\r\n"), "is a PNG picture"),
         ("a.txt.gz", write_gzip_cut_short, "cut short or damaged"),
         ("a.jsonl", lambda p: p.write_text('{"text": "a"}\n{"text": \n'), "a.jsonl:2"),
-        ("a.jsonl", lambda p: p.write_text('{"text": null, "title": "x"}\n'), "a.jsonl:1.*holds no text in the field 'text' but NoneType"),
-        ("a.jsonl", lambda p: p.write_text('{"body": "a", "title": "x"}\n'), "a.jsonl:1.*has no field 'text'; it has body, title"),
+        (
+            "a.jsonl",
+            lambda p: p.write_text('{"text": null, "title": "x"}\n'),
+            "a.jsonl:1.*holds no text in the field 'text' but NoneType",
+        ),
+        (
+            "a.jsonl",
+            lambda p: p.write_text('{"body": "a", "title": "x"}\n'),
+            "a.jsonl:1.*has no field 'text'; it has body, title",
+        ),
         ("a.jsonl", lambda p: p.write_bytes(b'{"text": "a"}\n\n{"text": "\xff"}\n'), "a.jsonl:3.*is not JSON.*utf-8"),
         ("a.jsonl", lambda p: p.write_text('{"text": "\\ud800"}\n'), "a.jsonl:1.*half a surrogate pair"),
         ("a.jsonl", lambda p: p.write_text("[" * 100_000), "a.jsonl:1.*is not JSON"),

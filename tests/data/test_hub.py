@@ -99,7 +99,14 @@ def test_a_run_streams_from_the_hub_and_reads_only_what_it_needs(command: Comman
     files = data_set(texts, files=30, rows_a_group=50)
     with serve({"owner/set": files}) as (address, asked):
         env = {"HF_ENDPOINT": address, "HF_HOME": str(conf / "hf")}
-        words = ["data=web", "model=nano", "trainer=cpu", "data.batch_size=4", "data.shuffle_documents=100", "data.val_batches=1"]
+        words = [
+            "data=web",
+            "model=nano",
+            "trainer=cpu",
+            "data.batch_size=4",
+            "data.shuffle_documents=100",
+            "data.val_batches=1",
+        ]
         done = command(*words, "trainer.max_steps=3", "trainer.val_every=3", "samples.max_new_tokens=5", cwd=conf, **env)
         assert done.returncode == 0, done.stderr
         bytes_read = len(asked)

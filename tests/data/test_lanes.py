@@ -52,7 +52,9 @@ def test_lanes_share_the_draws_out() -> None:
 @given(lengths=st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(any), stop=st.integers(0, 30))
 @settings(max_examples=60)
 def test_a_lane_goes_on_from_its_place(labels: bool, lengths: list[int], stop: int) -> None:
-    straight = fill(Lane(reader(lengths, labels), 1, 2, END), 31, several=True) if any(lengths[1::2]) or len(lengths) % 2 else None
+    straight = (
+        fill(Lane(reader(lengths, labels), 1, 2, END), 31, several=True) if any(lengths[1::2]) or len(lengths) % 2 else None
+    )
     if straight is None:
         return
     lane = Lane(reader(lengths, labels), 1, 2, END)

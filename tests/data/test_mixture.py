@@ -1,4 +1,4 @@
-"""Which document a draw is depends on the seed and its number alone; each document comes once an epoch, each corpus by its weight."""
+"""A draw depends on the seed and its number alone; each document comes once an epoch, each corpus by its weight."""
 
 from collections import Counter
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.test_stream import write_corpora
+from tests.data.test_stream import write_corpora, write_mix
 
 RECORDER = """
 import sys
@@ -54,10 +54,7 @@ def record(folder: Path, name: str, resume: str, *words: str) -> list[list[str]]
 @pytest.mark.slow
 def test_two_ranks_go_on_with_the_same_batches_mid_epoch(here: Path) -> None:
     write_corpora(here)
-    (here / "conf/data").mkdir(parents=True)
-    (here / "conf/data/mix.yaml").write_text(
-        "tokenizer: bytes\ncorpora:\n  one: {path: one.txt, split: line}\n  many: {path: many*.txt, split: blank_line, weight: 2}\n"
-    )
+    write_mix(here, weight=2)
     one = record(here, "one", "none", "data=mix", "data.batch_size=4")
     two = record(here, "two", "none", "data=mix", "data.batch_size=2", "trainer.devices=2", "data.workers=1")
     assert len(one) == 15

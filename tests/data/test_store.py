@@ -42,7 +42,11 @@ def test_documents_come_by_position(here: Path, tokenizer: str | None) -> None:
         assert parts["train"].elements == sum(len(parts["train"].tokens(i)) for i in range(14))
 
 
-@given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\r\ufeff"), max_size=400), max_size=20))
+@given(
+    texts=st.lists(
+        st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\r\ufeff"), max_size=400), max_size=20
+    )
+)
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_any_text_survives_as_text_and_as_tokens(here: Path, texts: list[str]) -> None:
     (here / "a.txt").write_bytes("\n".join(texts).encode())

@@ -1,6 +1,7 @@
 """The stream is the same for any number of ranks and workers, goes on where it was, and deals every document once an epoch."""
 
 import io
+import json
 import os
 import signal
 from collections import Counter
@@ -17,17 +18,34 @@ from gpt2_lightning.data.stream import IGNORED, DataConfig, StreamDataModule
 from gpt2_lightning.errors import CheckpointError, DataError, MachineError
 from gpt2_lightning.settings.augment import AugmentConfig, LengthConfig, NoiseConfig, ReverseConfig, SwapConfig
 from gpt2_lightning.settings.data import CorpusConfig
+from tests.conftest import Command
 
 SHAKESPEARE = {"shakespeare": CorpusConfig(path="bundled:shakespeare.jsonl")}
-ALL = AugmentConfig(
-    length=LengthConfig(p=0.3), reverse=ReverseConfig(p=0.3), swap=SwapConfig(p=0.3), noise=NoiseConfig(p=0.3)
-)
+ALL = AugmentConfig(length=LengthConfig(p=0.3), reverse=ReverseConfig(p=0.3), swap=SwapConfig(p=0.3), noise=NoiseConfig(p=0.3))
 ROWS = 8
 
 
 def write_corpora(folder: Path) -> dict[str, CorpusConfig]:
     """One corpus of one file, one of eight."""
-    words = "the cat sat on a mat and saw Mr. Fox. 'Who is it?' it said; nobody knew.".split()
+    words = [
+        "the",
+        "cat",
+        "sat",
+        "on",
+        "a",
+        "mat",
+        "and",
+        "saw",
+        "Mr.",
+        "Fox.",
+        "'Who",
+        "is",
+        "it?'",
+        "it",
+        "said;",
+        "nobody",
+        "knew.",
+    ]
     random = np.random.default_rng(0)
 
     def sentence(n: int) -> str:
@@ -40,6 +58,16 @@ def write_corpora(folder: Path) -> dict[str, CorpusConfig]:
         "one": CorpusConfig(path=str(folder / "one.txt"), split="line", weight=0.3),
         "many": CorpusConfig(path=str(folder / "many*.txt"), split="blank_line", weight=0.7, epochs=None),
     }
+
+
+def write_mix(folder: Path, weight: float) -> None:
+    """The two corpora as ``data=mix``."""
+    corpora = {
+        "one": {"path": "one.txt", "split": "line"},
+        "many": {"path": "many*.txt", "split": "blank_line", "weight": weight},
+    }
+    (folder / "conf/data").mkdir(parents=True)
+    (folder / "conf/data/mix.yaml").write_text(json.dumps({"tokenizer": "bytes", "corpora": corpora}))
 
 
 def module(corpora: dict[str, CorpusConfig], ranks: int = 1, steps: int = 12, **options: object) -> StreamDataModule:
@@ -61,7 +89,9 @@ def joined(parts: list[Iterator[Batch]], steps: int) -> list[tuple[torch.Tensor,
 
 
 def equal(a: list[tuple[torch.Tensor, ...]], b: list[tuple[torch.Tensor, ...]]) -> bool:
-    return len(a) == len(b) and all(torch.equal(x, y) for one, other in zip(a, b, strict=True) for x, y in zip(one, other, strict=True))
+    return len(a) == len(b) and all(
+        torch.equal(x, y) for one, other in zip(a, b, strict=True) for x, y in zip(one, other, strict=True)
+    )
 
 
 def straight(corpora: dict[str, CorpusConfig], steps: int, **options: object) -> list[tuple[torch.Tensor, ...]]:
@@ -73,6 +103,46 @@ def test_workers_and_ranks_change_nothing(here: Path, workers: int, ranks: int) 
     corpora = write_corpora(here)
     data = module(corpora, ranks, workers=workers)
     assert equal(joined([iter(data.rank_loader(ranks, r)) for r in range(ranks)], 12), straight(corpora, 12))
+
+
+@pytest.mark.slow
+def test_the_data_command_gives_one_digest_for_any_workers_and_ranks(here: Path, command: Command) -> None:
+    """Five hundred batches, real processes, all augmentations."""
+    write_corpora(here)
+    write_mix(here, weight=2)
+    words = ("data", "model=nano", "data=mix", "augment=all", "n=500", "data.batch_size=8")
+
+    def digest(*more: str) -> str:
+        done = command(*words, *more, cwd=here)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()[-1]
+
+    ways = [f"workers={n}" for n in range(4)] + ["ranks=2", "ranks=4"]
+    assert len({digest(*way.split()) for way in [*ways, "ranks=2 workers=2"]}) == 1
+    assert digest("seed=1") != digest() != digest("skip=1")
+
+
+def test_the_data_command_shows_what_there_is(here: Path, command: Command) -> None:
+    write_corpora(here)
+    write_mix(here, weight=3)
+    done = command("data", "data=mix", "augment=swap", "n=20", cwd=here)
+    assert done.returncode == 0, done.stderr
+    assert "one                          360        40" in done.stdout
+    assert "many                         432        48" in done.stdout
+    assert "75.0%" in done.stdout
+    assert "swap, strength 0.1, to 50% of the documents" in done.stdout
+    assert "[-" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("digest ")
+    for words, message in (
+        (["n=0"], "n (n = 0): must be an integer, at least 1"),
+        (["n=many"], "must be an integer"),
+        (["ranks=3"], "must divide the 8 rows of a step"),
+        (["data=mixx"], "There are mix"),
+        (["workers=-1"], "must be an integer, at least 0"),
+    ):
+        done = command("data", *words, cwd=here)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert message in done.stderr
 
 
 def test_accumulation_changes_nothing(here: Path) -> None:
@@ -183,7 +253,10 @@ def go_on_plain(corpora: dict[str, CorpusConfig], state: dict[str, object] | Non
 def test_places_far_away_are_reached_at_once(here: Path) -> None:
     corpora = write_corpora(here)
     data = module(corpora, steps=10**7)
-    data.resumed = START | {"step": 10**6, "places": torch.full((ROWS, 2), 200_000, dtype=torch.int32) * torch.tensor([1, 0], dtype=torch.int32)}
+    data.resumed = START | {
+        "step": 10**6,
+        "places": torch.full((ROWS, 2), 200_000, dtype=torch.int32) * torch.tensor([1, 0], dtype=torch.int32),
+    }
     batch = next(iter(data.rank_loader(1, 0)))
     assert batch.inputs.shape == (ROWS, 32)
 

@@ -321,6 +321,8 @@ def checked_text(value: Any, config: CorpusConfig, place: str) -> str:
     except UnicodeEncodeError as error:
         if config.invalid != "replace":
             remedy = "Repair it, or set invalid=replace for this corpus"
-            raise DataError("corpus", key="data.path", value=place, rule="holds half a surrogate pair", remedy=remedy) from error
+            raise DataError(
+                "corpus", key="data.path", value=place, rule="holds half a surrogate pair", remedy=remedy
+            ) from error
         value = value.encode("utf-8", "replace").decode()
     return value.replace("\r\n", "\n").replace("\r", "\n") if "\r" in value else value

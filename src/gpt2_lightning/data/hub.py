@@ -119,7 +119,7 @@ class HubDocuments:
         return True
 
 
-class troubles:  # noqa: N801 - reads as a statement
+class troubles:
     """What the network, the hub, or a file does wrong, as a DataError that names it."""
 
     def __init__(self, name: str) -> None:

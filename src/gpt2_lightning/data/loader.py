@@ -26,7 +26,7 @@ KEPT_STEPS = 3
 
 
 class Batch(NamedTuple):
-    """int64 ``[batch_size, block_size]`` twice; IGNORED targets carry no loss. ``corpora``: whose each target is, if several."""
+    """int64 ``[batch_size, block_size]`` twice; IGNORED targets carry no loss. ``corpora``: whose a target is, if several."""
 
     inputs: Tensor
     targets: Tensor

@@ -38,11 +38,23 @@ class Documents(Protocol):
     tokenizer: Tokenizer | None
 
     @property
-    def elements(self) -> int: ...
+    def elements(self) -> int:
+        """Bytes or tokens of all documents together."""
+        ...
+
     def __len__(self) -> int: ...
-    def text(self, i: int) -> str: ...
-    def tokens(self, i: int) -> np.ndarray: ...
-    def is_whole(self, i: int) -> bool: ...
+
+    def text(self, i: int) -> str:
+        """The text of document i."""
+        ...
+
+    def tokens(self, i: int) -> np.ndarray:
+        """The tokens of document i with end-of-text, where it is tokenised."""
+        ...
+
+    def is_whole(self, i: int) -> bool:
+        """Whether a document of the corpus ends with it."""
+        ...
 
 
 Corpora = dict[str, dict[str, Documents]]  # by name, then ``train`` and ``validation``
@@ -72,7 +84,7 @@ class Source:
         self.tokenizer = load_tokenizer(config.tokenizer)
         self.documents = [parts["train"] for parts in corpora.values()]
         self.augmenters = [make_augmenter(c.augment or augment, self.tokenizer, seed) for c in config.corpora.values()]
-        sizes = [len(documents) if c.weight else 0 for documents, c in zip(self.documents, config.corpora.values(), strict=True)]
+        sizes = [used_documents(d, c) for d, c in zip(self.documents, config.corpora.values(), strict=True)]
         check_sizes(config, sizes)
         hub = any(corpus.hub is not None and not config.cache for corpus in config.corpora.values())
         window = min(config.shuffle_documents, HUB_WINDOW) if hub else config.shuffle_documents
@@ -110,6 +122,12 @@ def document_tokens(documents: Documents, i: int, tokenizer: Tokenizer) -> np.nd
     if documents.tokenizer is not None:
         return documents.tokens(i)
     return np.append(tokenizer.encode(documents.text(i)), tokenizer.end_of_text)
+
+
+def used_documents(documents: Documents, corpus: CorpusConfig) -> int:
+    """How many of a corpus's documents are trained on."""
+    there = len(documents) if corpus.weight else 0
+    return there if corpus.documents is None else min(there, corpus.documents)
 
 
 def check_sizes(config: DataConfig, sizes: list[int]) -> None:

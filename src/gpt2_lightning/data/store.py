@@ -1,7 +1,7 @@
 """A store: one corpus on disk, its documents by position, read in microseconds from any place.
 
-In: a way to read a corpus. Out: a folder, written once and found again by what it was made from, with the text (UTF-8) or, with
-``data.cache``, the tokens (uint16, each document's end-of-text included) of all documents end to end, and an index of their ends.
+In: a way to read a corpus. Out: a folder, written once and found again by what it was made from, with the text (UTF-8) or,
+with ``data.cache``, the tokens (uint16, end-of-text included) of all documents end to end, and an index of their ends.
 Formats, broken text and line ends are met here, before the first step; after that a document is one ``pread``.
 One number: 9 bytes of index a document. Choice not taken: mapping the files into memory, which counts a corpus as memory held,
 and turns a file cut short into a bus error.

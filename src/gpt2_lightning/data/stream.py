@@ -160,7 +160,7 @@ class StreamDataModule(LightningDataModule):
         return {"step": step, "places": places, "block_size": self.block_size, "corpora": self.fingerprints()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Stand where the state says; raises CheckpointError where these data or rows are others than those it was saved with."""
+        """Stand where the state says; raises CheckpointError where data or rows are others than those it was saved with."""
         lanes = self.config.batch_size * self.accumulate * self.world()[0]
         then = {"rows a step": len(state_dict["places"]), "model.block_size": state_dict["block_size"]}
         now = {"rows a step": lanes, "model.block_size": self.block_size}

@@ -27,6 +27,7 @@ class CorpusConfig(Settings):
     split: str = setting("file", "what a document is in a text file", choices=SPLITS)
     join: int = setting(1, "consecutive rows of a hub data set that make one document", at_least=1)
     invalid: str = setting("refuse", "what to do with invalid UTF-8", choices=("refuse", "replace"))
+    documents: int | None = setting(None, "most documents to train on, the first there are (none: all)", at_least=1)
     weight: float = setting(1.0, "share in the mixture, relative to the other corpora (0: validation only)", at_least=0)
     epochs: int | None = setting(None, "times it is read before it ends (none: without end)", at_least=1)
     loss_weight: float = setting(1.0, "weight of its tokens in the training loss", at_least=0)

@@ -1,0 +1,195 @@
+"""How fast does text become batches, and tokens of a cache, beside tiktoken alone, `datasets`, and nanoGPT's loader?
+
+In: documents of about 5 kB made of the bundled plays, on disk. Out: ratios of tokens a second, one process and one thread each.
+With --memory: the peak memory of reading a small corpus, a large one, and one with a line of 40 MB.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from contest import contest, print_ratios, ratios, write_report
+from torch import Tensor
+
+from gpt2_lightning.data.corpus import Reading, read_corpus
+from gpt2_lightning.data.stream import StreamDataModule
+from gpt2_lightning.data.tokens import load_tokenizer
+from gpt2_lightning.settings.augment import AugmentConfig, LengthConfig, NoiseConfig, ReverseConfig, SwapConfig
+from gpt2_lightning.settings.data import CorpusConfig, DataConfig
+
+BLOCK, BATCH = 1024, 12
+BATCHES = {"text": 16, "cache": 400}  # a contender's batches in a round: a tenth of a second or more
+DOCUMENT_CHARACTERS = 5000
+QUARTER = {"length": LengthConfig(p=0.25), "reverse": ReverseConfig(p=0.25), "swap": SwapConfig(p=0.25)}
+ALL = AugmentConfig(**QUARTER, noise=NoiseConfig(p=0.25))  # augment=all
+PAIRS = [("tiktoken", "text"), ("tiktoken", "text_augmented"), ("datasets", "text"), ("nanogpt_cache", "cache")]
+Batches = Iterator[tuple[Tensor, Tensor]]
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=15, help="rounds that count; one more is warm-up")
+    parser.add_argument("--megabytes", type=int, default=20, help="size of the corpus")
+    parser.add_argument("--memory", action="store_true", help="peak memory over corpora of several sizes, nothing else")
+    parser.add_argument("--peak", type=Path, help="print the growth of memory over reading this corpus, in MiB")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        if args.peak:
+            print(peak(args.peak, Path(folder)))
+        elif args.memory:
+            measure_memory(Path(folder))
+        else:
+            compare(args, Path(folder))
+
+
+def compare(args: argparse.Namespace, folder: Path) -> None:
+    """The contest and its report; the ratios are of tokens a second, ours over theirs: their seconds over ours."""
+    path = folder / "corpus.jsonl"
+    write_corpus(path, args.megabytes)
+    seconds = contest(contenders(path), args.rounds)
+    found = ratios(seconds, PAIRS)
+    print("tokens a second, ours over theirs")
+    print_ratios({f"{ours} / {theirs}": found[f"{theirs}/{ours}"] for theirs, ours in PAIRS})
+    write_report(args.json, vars(args), seconds_per_token=seconds, ratios=found)
+
+
+def write_corpus(path: Path, megabytes: float) -> None:
+    """Documents of the plays' scenes, over and over in another order each time."""
+    pieces = read_corpus(CorpusConfig(path="bundled:shakespeare.jsonl"), DOCUMENT_CHARACTERS // 2, Reading())
+    texts = [piece.text for piece in pieces]
+    texts = ["".join(texts[i : i + 2]) for i in range(0, len(texts), 2)]
+    random, written = np.random.default_rng(0), 0
+    with path.open("w", encoding="utf-8") as file:
+        while written < megabytes * 1e6:
+            for i in random.permutation(len(texts)):
+                written += file.write(json.dumps({"text": texts[i]}) + "\n")
+
+
+def contenders(path: Path) -> dict[str, Callable[[], float]]:
+    """Seconds a token of each."""
+    cache = our_batches(path, cache=True)
+    bin_file = next((path.parent / "cache").glob("*/train.bin"))
+    return {
+        "tiktoken": tiktoken_alone(path),
+        "text": timed(our_batches(path), BATCHES["text"]),
+        "text_augmented": timed(our_batches(path, augment=ALL), BATCHES["text"]),
+        "datasets": timed(datasets_batches(path), BATCHES["text"]),
+        "cache": timed(cache, BATCHES["cache"]),
+        "nanogpt_cache": timed(nanogpt_batches(bin_file), BATCHES["cache"]),
+    }
+
+
+def timed(batches: Batches, n: int) -> Callable[[], float]:
+    """A contender: seconds a token over its next ``n`` batches."""
+
+    def play() -> float:
+        started = time.perf_counter()
+        tokens = sum(batch[1].numel() for batch in islice(batches, n))
+        assert tokens == n * BATCH * BLOCK
+        return (time.perf_counter() - started) / tokens
+
+    return play
+
+
+def our_batches(path: Path, cache: bool = False, augment: AugmentConfig | None = None) -> Batches:
+    """The whole stream: store, draws, tokens, lanes, batches."""
+    corpora = {"corpus": CorpusConfig(path=str(path), holdout_every=1000)}
+    config = DataConfig(corpora=corpora, tokenizer="gpt2", batch_size=BATCH, cache=cache, val_batches=1)
+    place = path.parent / ("cache" if cache else "text")
+    data = StreamDataModule(config, block_size=BLOCK, seed=0, max_steps=10**6, augment=augment, cache=place)
+    data.setup()
+    return ((batch.inputs, batch.targets) for batch in data.train_dataloader())
+
+
+def tiktoken_alone(path: Path) -> Callable[[], float]:
+    """Seconds a token of tokenising texts that lie in memory, and nothing else."""
+    encoding = load_tokenizer("gpt2").encoding
+    texts = [json.loads(line)["text"] for line in path.open(encoding="utf-8")]
+    place = 0
+
+    def play() -> float:
+        nonlocal place
+        started, tokens = time.perf_counter(), 0
+        while tokens < BATCHES["text"] * BATCH * BLOCK:
+            tokens += len(encoding.encode_to_numpy(texts[place % len(texts)], disallowed_special=()))
+            place += 1
+        return (time.perf_counter() - started) / tokens
+
+    return play
+
+
+def datasets_batches(path: Path) -> Batches:
+    """The usual recipe: stream, map a tokenizer over the texts, map a grouping into blocks over the tokens; batches."""
+    encoding = load_tokenizer("gpt2").encoding
+
+    def tokenise(rows: dict) -> dict:
+        return {"ids": [[*encoding.encode_ordinary(text), 50256] for text in rows["text"]]}
+
+    def group(rows: dict) -> dict:
+        joined = [token for ids in rows["ids"] for token in ids]
+        return {"ids": [joined[i : i + BLOCK + 1] for i in range(0, len(joined) - BLOCK, BLOCK)]}
+
+    while True:
+        stream = datasets.load_dataset("json", data_files=str(path), split="train", streaming=True)
+        stream = stream.map(tokenise, batched=True, remove_columns=["text"]).map(group, batched=True).with_format("torch")
+        for rows in stream.iter(BATCH, drop_last_batch=True):
+            ids = rows["ids"] if isinstance(rows["ids"], Tensor) else torch.stack(rows["ids"])
+            yield ids[:, :-1], ids[:, 1:]
+
+
+def nanogpt_batches(path: Path) -> Batches:
+    """nanoGPT's form: rows at uniform places of a mapped file, mapped anew for each batch."""
+    while True:
+        data = np.memmap(path, dtype=np.uint16, mode="r")
+        places = torch.randint(len(data) - BLOCK, (BATCH,))
+        x = torch.stack([torch.from_numpy(data[i : i + BLOCK].astype(np.int64)) for i in places])
+        y = torch.stack([torch.from_numpy(data[i + 1 : i + 1 + BLOCK].astype(np.int64)) for i in places])
+        yield x, y
+
+
+def measure_memory(folder: Path) -> None:
+    """How much a process grows by opening a corpus and reading 200 batches, for corpora of different sizes."""
+    for name, megabytes in (("small", 50), ("large", 1000)):
+        write_corpus(folder / f"{name}.jsonl", megabytes)
+        print(f"{name}, {megabytes} MB: {grown(folder / f'{name}.jsonl')} MiB", flush=True)
+    (folder / "line.txt").write_text("word " * 8_000_000)
+    print(f"one line of 40 MB: {grown(folder / 'line.txt')} MiB")
+
+
+def grown(path: Path) -> str:
+    """In a process of its own."""
+    return subprocess.run(
+        [sys.executable, __file__, "--peak", str(path)], check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def peak(path: Path, folder: Path) -> str:
+    """The growth of this process's peak memory."""
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    split = "line" if path.suffix == ".txt" else "file"
+    validation = folder / "validation.txt"
+    validation.write_text("word " * 5000)
+    corpora = {"corpus": CorpusConfig(path=str(path), split=split, validation=str(validation))}
+    config = DataConfig(corpora=corpora, tokenizer="gpt2", batch_size=BATCH, val_batches=1)
+    data = StreamDataModule(config, block_size=BLOCK, seed=0, max_steps=200, cache=folder)
+    data.setup()
+    assert len(list(islice(data.train_dataloader(), 200))) == 200
+    return f"{(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024:.0f}"
+
+
+if __name__ == "__main__":
+    main()
