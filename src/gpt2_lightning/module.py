@@ -34,6 +34,7 @@ class GPT2Module(LightningModule):
         self.decoder = Decoder(config.model)
         self.names = names
         even = loss_weights is None or len(set(loss_weights)) == 1
+        self.loss_weights: Tensor | None
         self.register_buffer("loss_weights", None if even else torch.tensor(loss_weights), persistent=False)
         self.register_buffer("bytes_per_token", bytes_per_token, persistent=False)
         self.validation: dict[str, float] = {}

@@ -52,7 +52,10 @@ class Augmenter:
 
     def __call__(self, text: str, epoch: int, corpus: int, document: int) -> Document:
         """The document's tokens as they are in this epoch."""
-        drawn = self.draw(epoch, corpus, document)
+        return self.change(text, self.draw(epoch, corpus, document))
+
+    def change(self, text: str, drawn: dict[str, Generator]) -> Document:
+        """The tokens of a text after the operations that were drawn for it."""
         for name, rng in drawn.items():
             if name in self.text_operations:
                 text = self.text_operations[name](text, rng=rng)

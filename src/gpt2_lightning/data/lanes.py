@@ -35,14 +35,14 @@ Read = Callable[[int], Passage | None]  # a draw's number in, its passage out, N
 
 
 class Rows:
-    """``[n, block_size + 1]`` tokens, int32: inputs are all but the last; ``labels`` the same array until they differ.
+    """``[n, block_size + 1]`` tokens, int64: inputs are all but the last; ``labels`` the same array until they differ.
 
     ``corpora``, uint8, is there where several corpora are told apart. ``counts`` counts the documents that were begun, those of
     each corpus and those that each augmentation was applied to, and the rows that the stream had nothing left for.
     """
 
     def __init__(self, n: int, block_size: int, several: bool) -> None:
-        self.tokens = np.empty((n, block_size + 1), np.int32)
+        self.tokens = np.empty((n, block_size + 1), np.int64)
         self.labels = self.tokens
         self.corpora = np.zeros((n, block_size + 1), np.uint8) if several else None
         self.counts = Counter[str]()

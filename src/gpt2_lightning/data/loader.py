@@ -91,8 +91,8 @@ class PartStream(IterableDataset[Part | PlatformError]):
             lane.fill(rows, j)
         labels = None if rows.labels is rows.tokens else torch.from_numpy(rows.labels)
         corpora = None if rows.corpora is None else torch.from_numpy(rows.corpora)
-        places = torch.tensor([(lane.draw, lane.offset) for lane in lanes], dtype=torch.int32).reshape(-1, 2)
-        return Part(torch.from_numpy(rows.tokens), labels, corpora, places, dict(rows.counts))
+        places = np.array([(lane.draw, lane.offset) for lane in lanes], np.int32).reshape(-1, 2)
+        return Part(torch.from_numpy(rows.tokens), labels, corpora, torch.from_numpy(places), dict(rows.counts))
 
 
 class TrainLoader:
@@ -149,7 +149,7 @@ class TrainLoader:
         if (step + 1) % self.cycle == 0:
             self.kept[step + 1] = self.places.copy()
             self.kept.pop(step + 1 - KEPT_STEPS * self.cycle, None)
-        tokens = weave([part.tokens for part in parts]).long()
+        tokens = weave([part.tokens for part in parts])
         labels = self.join_labels(tokens, parts)
         corpora = weave([part.corpora for part in parts if part.corpora is not None]) if self.rows.several else None
         return Batch(tokens[:, :-1], labels[:, 1:], None if corpora is None else corpora[:, 1:])
@@ -158,7 +158,7 @@ class TrainLoader:
         """The labels ``[batch_size, block_size + 1]``: the tokens themselves, where no part has its own."""
         if all(part.labels is None for part in parts):
             return tokens
-        labels = weave([part.tokens if part.labels is None else part.labels for part in parts]).long()
+        labels = weave([part.tokens if part.labels is None else part.labels for part in parts])
         return labels.masked_fill_(labels == NOTHING, IGNORED)
 
 

@@ -32,5 +32,6 @@ def recall_validation(block_size: int, seed: int) -> tuple[np.ndarray, np.ndarra
     """Inputs and targets of rows that training never sees: those of another seed."""
     passages = [recall_passage(block_size, seed + 1_000_003, g) for g in range(VALIDATION_ROWS)]
     tokens = np.stack([passage.tokens for passage in passages])
+    labels = [passage.labels for passage in passages if passage.labels is not None]
     before = np.full((VALIDATION_ROWS, 1), QUESTION, np.int32)
-    return np.concatenate([before, tokens[:, :-1]], 1), np.stack([passage.labels for passage in passages])
+    return np.concatenate([before, tokens[:, :-1]], 1), np.stack(labels)

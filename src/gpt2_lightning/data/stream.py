@@ -162,8 +162,8 @@ class StreamDataModule(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Stand where the state says; raises CheckpointError where data or rows are others than those it was saved with."""
         lanes = self.config.batch_size * self.accumulate * self.world()[0]
-        then = {"rows a step": len(state_dict["places"]), "model.block_size": state_dict["block_size"]}
-        now = {"rows a step": lanes, "model.block_size": self.block_size}
+        then: dict[str, Any] = {"rows a step": len(state_dict["places"]), "model.block_size": state_dict["block_size"]}
+        now: dict[str, Any] = {"rows a step": lanes, "model.block_size": self.block_size}
         if not self.config.accept_changes:
             then |= {f"text of {name}": print_ for name, print_ in state_dict["corpora"].items()}
             now |= {f"text of {name}": print_ for name, print_ in self.fingerprints().items()}
