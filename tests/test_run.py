@@ -155,7 +155,8 @@ def test_the_loss_of_each_corpus_is_logged_apart_and_can_be_weighted(command: Co
         losses = [row[f"train/{name}/cross_entropy"] for name in ("plays", "noise")]
         assert sum(shares) == pytest.approx(1)
         assert sum(s * x for s, x in zip(shares, losses, strict=True)) == pytest.approx(row["train/cross_entropy"], rel=1e-5)
-        assert 0.2 < row["augment/reverse/share"] < 0.8
+    shares = [row["augment/reverse/share"] for row in even[:-1]]
+    assert 0.3 < sum(shares) / len(shares) < 0.7
     assert even[-1]["val/noise/cross_entropy"] < 2 < even[-1]["val/plays/cross_entropy"]
     assert plays[-1]["val/noise/cross_entropy"] > 1.5 * even[-1]["val/noise/cross_entropy"]
     assert plays[-2]["train/cross_entropy"] == pytest.approx(plays[-2]["train/plays/cross_entropy"], rel=0.02)
@@ -164,7 +165,7 @@ def test_the_loss_of_each_corpus_is_logged_apart_and_can_be_weighted(command: Co
 def test_a_run_ends_with_its_corpora(command: Command, tmp_path: Path) -> None:
     for devices in (1, 2):
         words = (
-            "data.corpora.shakespeare.documents=20",
+            "data.corpora.shakespeare.documents=5",
             "data.corpora.shakespeare.epochs=2",
             f"data.batch_size={4 // devices}",
         )
@@ -177,7 +178,7 @@ def test_a_run_ends_with_its_corpora(command: Command, tmp_path: Path) -> None:
             "trainer.log_every=100",
         )
     results = [json.loads((tmp_path / f"outputs/runs/run/d{n}/result.json").read_text()) for n in (1, 2)]
-    assert 500 < results[0]["steps"] < 5000
+    assert 100 < results[0]["steps"] < 1000
     assert results[0]["steps"] == results[1]["steps"]
     assert results[0]["last"]["val/cross_entropy"] == pytest.approx(results[1]["last"]["val/cross_entropy"], rel=0.05)
 

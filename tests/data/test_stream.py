@@ -292,6 +292,16 @@ def test_one_corpus_can_be_augmented_and_another_not(here: Path) -> None:
         assert (targets[~ends] < 128).all()  # labels are clean text
 
 
+def test_augmentation_can_be_kept_from_one_corpus(here: Path) -> None:
+    corpora = write_corpora(here)
+    corpora["one"].augmented = False
+    augment = AugmentConfig(noise=NoiseConfig(p=1.0, strength=1.0, unit="tokens"))
+    for batch in module(corpora, augment=augment).rank_loader(1, 0):
+        same = batch.inputs[:, 1:] == batch.targets[:, :-1]
+        assert same[batch.corpora[:, :-1] == 0].all()
+        assert not same[batch.corpora[:, :-1] == 1].all()
+
+
 def test_validation_is_never_augmented(here: Path) -> None:
     corpora = write_corpora(here)
     plain, changed = module(corpora, augment=AugmentConfig()), module(corpora)

@@ -17,13 +17,13 @@ from gpt2_lightning.data.corpus import identity, read_corpus
 from gpt2_lightning.data.hub import hub_files, open_hub, read_hub
 from gpt2_lightning.data.lanes import EndOfStream, Passage
 from gpt2_lightning.data.mixture import Mixture
-from gpt2_lightning.data.store import open_store
+from gpt2_lightning.data.store import Store, discard, open_store
 from gpt2_lightning.data.tokens import Tokenizer, load_tokenizer
-from gpt2_lightning.errors import DataError
+from gpt2_lightning.errors import DataError, PlatformError
 from gpt2_lightning.settings.augment import AugmentConfig
 from gpt2_lightning.settings.data import CorpusConfig, DataConfig
 
-__all__ = ["Corpora", "Documents", "Source", "open_corpora", "validation_tokens"]
+__all__ = ["Corpora", "Documents", "Source", "close_corpora", "open_corpora", "validation_tokens"]
 
 HUB_WINDOW = 16_384  # documents within which a hub data set is shuffled: those of a few row groups
 SAMPLED = 64  # documents whose tokens are counted to know how many a byte of the corpus has
@@ -72,8 +72,22 @@ Corpora = dict[str, dict[str, Documents]]  # by name, then ``train`` and ``valid
 
 
 def open_corpora(config: DataConfig, cache: Path) -> Corpora:
-    """Every corpus, its store built where it is not there yet; raises DataError."""
-    return {name: open_corpus(name, corpus, config, cache) for name, corpus in config.corpora.items()}
+    """Every corpus, its store built where it is not there yet; raises DataError, and leaves nothing new then."""
+    opened: Corpora = {}
+    try:
+        for name, corpus in config.corpora.items():
+            opened[name] = open_corpus(name, corpus, config, cache)
+    except PlatformError:
+        close_corpora(opened)
+        raise
+    return opened
+
+
+def close_corpora(corpora: Corpora) -> None:
+    """Remove what was built for a run that is refused."""
+    for parts in corpora.values():
+        if isinstance(parts["train"], Store):
+            discard(parts["train"])
 
 
 def open_corpus(name: str, corpus: CorpusConfig, config: DataConfig, cache: Path) -> dict[str, Documents]:
@@ -94,7 +108,7 @@ class Source:
     def __init__(self, config: DataConfig, augment: AugmentConfig, corpora: Corpora, seed: int) -> None:
         self.tokenizer = load_tokenizer(config.tokenizer)
         self.documents = [parts["train"] for parts in corpora.values()]
-        self.augmenters = [make_augmenter(c.augment or augment, self.tokenizer, seed) for c in config.corpora.values()]
+        self.augmenters = [make_augmenter(c, augment, self.tokenizer, seed) for c in config.corpora.values()]
         sizes = [used_documents(d, c) for d, c in zip(self.documents, config.corpora.values(), strict=True)]
         check_sizes(config, sizes)
         hub = any(corpus.hub is not None and not config.cache for corpus in config.corpora.values())
@@ -123,9 +137,17 @@ class Source:
         return Passage(ended(document.tokens, end), labels, corpus, document.applied)
 
 
-def make_augmenter(config: AugmentConfig, tokenizer: Tokenizer, seed: int) -> Augmenter | None:
-    """None where nothing is asked for."""
+def make_augmenter(corpus: CorpusConfig, augment: AugmentConfig, tokenizer: Tokenizer, seed: int) -> Augmenter | None:
+    """What changes a corpus's documents; None where nothing is asked for."""
+    config = own_augmentation(corpus, augment)
     return Augmenter(config, tokenizer, seed) if config.active else None
+
+
+def own_augmentation(corpus: CorpusConfig, augment: AugmentConfig) -> AugmentConfig:
+    """The corpus's own augmentation where it has some, else the run's, or none."""
+    if not corpus.augmented:
+        return AugmentConfig()
+    return corpus.augment if corpus.augment.active else augment
 
 
 def document_tokens(documents: Documents, i: int, tokenizer: Tokenizer) -> np.ndarray:
@@ -163,7 +185,7 @@ def draw_weights(config: DataConfig, documents: list[Documents], augment: Augmen
         return weights
     tokenizer = load_tokenizer(config.tokenizer)
     lengths = [
-        mean_tokens(d, tokenizer) * expected_length(c.augment or augment) if c.weight else 1.0
+        mean_tokens(d, tokenizer) * expected_length(own_augmentation(c, augment)) if c.weight else 1.0
         for d, c in zip(documents, config.corpora.values(), strict=True)
     ]
     return [weight / length for weight, length in zip(weights, lengths, strict=True)]

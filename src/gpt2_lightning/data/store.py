@@ -28,7 +28,7 @@ from gpt2_lightning.data.corpus import Piece, Reading
 from gpt2_lightning.data.tokens import Tokenizer, load_tokenizer
 from gpt2_lightning.errors import DataError, OutputError, PlatformError
 
-__all__ = ["Store", "open_store"]
+__all__ = ["Store", "discard", "open_store"]
 
 FORMAT = 1
 INDEX = np.dtype([("end", "<i8"), ("whole", "?")])  # end in the file, in elements; whether the document ends there too
@@ -41,8 +41,8 @@ Pieces = Callable[[Reading], Iterator[Piece]]
 class Store:
     """The documents of one part, ``train`` or ``validation``, of a store's folder; raises DataError when it was cut short."""
 
-    def __init__(self, folder: Path, part: str) -> None:
-        self.folder, self.part = folder, part
+    def __init__(self, folder: Path, part: str, built: bool = False) -> None:
+        self.folder, self.part, self.built = folder, part, built
         manifest = json.loads((folder / "store.json").read_text(encoding="utf-8"))
         self.fingerprint: str = manifest["fingerprint"]
         self.warnings: list[str] = manifest["warnings"]
@@ -101,9 +101,17 @@ def open_store(name: str, read: Pieces, made_from: dict[str, Any], tokenizer: st
     made_from = {"format": FORMAT, "tokenizer": tokenizer, **made_from}
     key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
     place = cache / f"{name}-{key}"
-    if not (place / "store.json").is_file():
+    built = not (place / "store.json").is_file()
+    if built:
         build_at(place, read, tokenizer)
-    return {part: Store(place, part) for part in PARTS}
+    return {part: Store(place, part, built) for part in PARTS}
+
+
+def discard(store: Store) -> None:
+    """Remove a store that this command built for a run that is refused."""
+    if store.built:
+        shutil.rmtree(store.folder, ignore_errors=True)
+        remove_empty([store.folder.parent, store.folder.parent.parent])
 
 
 def build_at(place: Path, read: Pieces, tokenizer: str | None) -> None:

@@ -17,9 +17,9 @@ from gpt2_lightning.data.blocks import require_tokens, sample_tokens, validation
 from gpt2_lightning.data.lanes import NOTHING, Read
 from gpt2_lightning.data.loader import Batch, RankRows, TrainLoader
 from gpt2_lightning.data.recall import recall_passage, recall_validation
-from gpt2_lightning.data.source import Corpora, Source, document_tokens, open_corpora, validation_tokens
+from gpt2_lightning.data.source import Corpora, Source, close_corpora, document_tokens, open_corpora, validation_tokens
 from gpt2_lightning.data.tokens import Tokenizer, load_tokenizer
-from gpt2_lightning.errors import CheckpointError
+from gpt2_lightning.errors import CheckpointError, PlatformError
 from gpt2_lightning.loss import IGNORED
 from gpt2_lightning.metrics import bits_per_byte, unigram_nats
 from gpt2_lightning.settings.augment import AugmentConfig
@@ -81,9 +81,13 @@ class StreamDataModule(LightningDataModule):
             return
         if not self.config.synthetic:
             self.corpora = open_corpora(self.config, self.cache)
+        try:
             self.require_text()
-        self.read = self.make_read()
-        self.validation = [self.validation_part(name) for name in self.names]
+            self.read = self.make_read()
+            self.validation = [self.validation_part(name) for name in self.names]
+        except PlatformError:
+            close_corpora(self.corpora)
+            raise
 
     def make_read(self) -> Read:
         """What answers for a draw's passage."""
@@ -93,6 +97,8 @@ class StreamDataModule(LightningDataModule):
 
     def require_text(self) -> None:
         """Raise DataError where the corpora together do not fill one row."""
+        if self.config.synthetic:
+            return
         trained = [parts["train"] for name, parts in self.corpora.items() if self.config.corpora[name].weight]
         documents = (document_tokens(part, i, self.tokenizer) for part in trained for i in range(len(part)))
         require_tokens(documents, self.block_size)

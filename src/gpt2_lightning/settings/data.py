@@ -1,6 +1,7 @@
 """What is read, how it becomes tokens, and in which portions."""
 
-from dataclasses import dataclass, field
+import dataclasses
+from dataclasses import dataclass
 from typing import ClassVar
 
 from gpt2_lightning.settings.augment import AugmentConfig
@@ -31,7 +32,8 @@ class CorpusConfig(Settings):
     weight: float = setting(1.0, "share in the mixture, relative to the other corpora (0: validation only)", at_least=0)
     epochs: int | None = setting(None, "times it is read before it ends (none: without end)", at_least=1)
     loss_weight: float = setting(1.0, "weight of its tokens in the training loss", at_least=0)
-    augment: AugmentConfig | None = None
+    augmented: bool = setting(True, "apply augmentation to it: its own where it has some, else the run's")
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
 
     def check_rules(self) -> None:
         """A corpus has one place to come from."""
@@ -50,7 +52,7 @@ class DataConfig(Settings):
     path: str | None = setting(None, "file or glob of your text (with data=local)")
     validation: str | None = setting(None, "file or glob of your validation text (with data=local)")
     split: str = setting("file", "what a document is in your text file (with data=local)", choices=SPLITS)
-    corpora: dict[str, CorpusConfig] = field(default_factory=dict)
+    corpora: dict[str, CorpusConfig] = dataclasses.field(default_factory=dict)
     weigh: str = setting("documents", "what the corpora's weights are shares of", choices=("documents", "tokens"))
     synthetic: str | None = setting(None, "made-up task in place of corpora", choices=("recall",))
     tokenizer: str = setting("gpt2", "tokenizer", choices=tuple(TOKENIZERS))
