@@ -131,14 +131,14 @@ def test_every_optimizer_overfits_one_batch(command: Command, tmp_path: Path, op
 MIX = """tokenizer: bytes
 corpora:
   plays: {path: "bundled:shakespeare.jsonl"}
-  noise: {path: noise.txt, split: line, weight: 3}
+  noise: {path: noise.txt, split: line}
 """
 
 
 def mixed(root: Path) -> None:
     """A mixture in the folder's own conf: the plays, and a corpus that has nothing to learn but its letters."""
     random = torch.Generator().manual_seed(0)
-    lines = ["".join("abcd"[i] for i in torch.randint(4, (200,), generator=random).tolist()) for _ in range(200)]
+    lines = ["".join("abcd"[i] for i in torch.randint(4, (4000,), generator=random).tolist()) for _ in range(40)]
     (root / "noise.txt").write_text("\n".join(lines))
     (root / "conf/data").mkdir(parents=True)
     (root / "conf/data/mix.yaml").write_text(MIX)
@@ -146,7 +146,7 @@ def mixed(root: Path) -> None:
 
 def test_the_loss_of_each_corpus_is_logged_apart_and_can_be_weighted(command: Command, tmp_path: Path) -> None:
     mixed(tmp_path)
-    common = ("data=mix", "trainer.max_steps=80", "trainer.val_every=80", "trainer.log_every=20", "augment=reverse")
+    common = ("data=mix", "data.batch_size=16", "trainer.max_steps=80", "trainer.val_every=80", "trainer.log_every=20", "augment=reverse")
     train(command, *common, "run.id=even")
     train(command, *common, "run.id=plays", "data.corpora.noise.loss_weight=0")
     even, plays = (lines(tmp_path / "outputs/runs/run" / name) for name in ("even", "plays"))
@@ -155,8 +155,7 @@ def test_the_loss_of_each_corpus_is_logged_apart_and_can_be_weighted(command: Co
         losses = [row[f"train/{name}/cross_entropy"] for name in ("plays", "noise")]
         assert sum(shares) == pytest.approx(1)
         assert sum(s * x for s, x in zip(shares, losses, strict=True)) == pytest.approx(row["train/cross_entropy"], rel=1e-5)
-    shares = [row["augment/reverse/share"] for row in even[:-1]]
-    assert 0.3 < sum(shares) / len(shares) < 0.7
+    assert 0.1 < even[0]["augment/reverse/share"] < 0.9  # of the first 16 documents, at p = 0.5
     assert even[-1]["val/noise/cross_entropy"] < 2 < even[-1]["val/plays/cross_entropy"]
     assert plays[-1]["val/noise/cross_entropy"] > 1.5 * even[-1]["val/noise/cross_entropy"]
     assert plays[-2]["train/cross_entropy"] == pytest.approx(plays[-2]["train/plays/cross_entropy"], rel=0.02)
