@@ -1,7 +1,8 @@
 """How fast does text become batches, and tokens of a cache, beside tiktoken alone, `datasets`, and nanoGPT's loader?
 
 In: documents of about 5 kB made of the bundled plays, on disk. Out: ratios of tokens a CPU second.
-With --memory: the peak memory of reading a small corpus, a large one, and one with a line of 40 MB.
+With --memory: the peak memory of reading a small corpus, a large one, and one with a line of 40 MB. With --resume: how long
+the first batch takes at document 100,000, beside that at document 0.
 """
 
 import argparse
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="rounds that count; one more is warm-up")
     parser.add_argument("--megabytes", type=int, default=20, help="size of the corpus")
     parser.add_argument("--memory", action="store_true", help="peak memory over corpora of several sizes, nothing else")
+    parser.add_argument("--resume", action="store_true", help="the first batch far into a corpus, nothing else")
     parser.add_argument("--peak", type=Path, help="print the growth of memory over reading this corpus, in MiB")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -55,6 +57,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if args.peak:
             print(peak(args.peak, Path(folder)))
+        elif args.resume:
+            compare_resume(args, Path(folder))
         elif args.memory:
             measure_memory(Path(folder))
         else:
@@ -113,12 +117,19 @@ def timed(batches: Batches, n: int) -> Callable[[], float]:
 
 def our_batches(path: Path, cache: bool = False, augment: AugmentConfig | None = None) -> Batches:
     """The whole stream: store, draws, tokens, lanes, batches."""
+    data = our_data(path, cache, augment)
+    return ((batch.inputs, batch.targets) for batch in data.train_dataloader())
+
+
+def our_data(path: Path, cache: bool = False, augment: AugmentConfig | None = None, accumulate: int = 1) -> StreamDataModule:
+    """The data module over one corpus."""
     corpora = {"corpus": CorpusConfig(path=str(path), holdout_every=1000)}
     config = DataConfig(corpora=corpora, tokenizer="gpt2", batch_size=BATCH, cache=cache, val_batches=1)
     place = path.parent / ("cache" if cache else "text")
-    data = StreamDataModule(config, block_size=BLOCK, seed=0, max_steps=10**6, augment=augment, cache=place)
+    shape = {"block_size": BLOCK, "seed": 0, "max_steps": 10**6, "accumulate": accumulate}
+    data = StreamDataModule(config, augment=augment, cache=place, **shape)
     data.setup()
-    return ((batch.inputs, batch.targets) for batch in data.train_dataloader())
+    return data
 
 
 def tiktoken_alone(path: Path) -> Callable[[], float]:
@@ -185,6 +196,24 @@ def nanogpt_batches(path: Path) -> Batches:
         x = torch.stack([torch.from_numpy(data[i : i + BLOCK].astype(np.int64)) for i in places])
         y = torch.stack([torch.from_numpy(data[i + 1 : i + 1 + BLOCK].astype(np.int64)) for i in places])
         yield x, y
+
+
+def compare_resume(args: argparse.Namespace, folder: Path) -> None:
+    """Seconds to the first batch of 12 rows, of 480 a step, from its place in a corpus of 200,000 documents, augmented."""
+    path = folder / "corpus.jsonl"
+    path.write_text("".join(json.dumps({"text": f"document {n} " + "word " * 100}) + "\n" for n in range(200_000)))
+
+    def first_batch(document: int) -> float:
+        started = time.perf_counter()
+        data = our_data(path, augment=ALL, accumulate=40)
+        places = torch.tensor([[document // 480, 7 if document else 0]] * 480, dtype=torch.int32)
+        data.resumed = {"step": document, "places": places}
+        next(iter(data.rank_loader(1, 0)))
+        return time.perf_counter() - started
+
+    seconds = contest({"far": lambda: first_batch(100_000), "start": lambda: first_batch(0)}, args.rounds)
+    print(f"opening the corpus and the first batch: {np.median(seconds['far']):.3f} s at document 100,000")
+    print_ratios(ratios(seconds, [("far", "start")]))
 
 
 def measure_memory(folder: Path) -> None:

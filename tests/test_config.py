@@ -170,6 +170,7 @@ def test_the_current_folders_own_experiments_are_found(here: Path) -> None:
         ("trainer: {max_steps: 9}\ntrainer: {max_steps: 10}\n", r"mine.yaml:\d.*duplicate key"),
         ("trainer: [\n", r"mine.yaml:\d"),
         ("data: {corpora: {a: {path: x}, a: {path: y}}}\n", r"mine.yaml:\d.*duplicate key"),
+        ("data: {corpora: {../up: {path: x}}}\n", "'../up' is no name"),
         ("trainer: {max_step: 9}\n", "Did you mean trainer.max_steps?"),
         ("trainer: {max_steps: no}\n", "trainer.max_steps.*Integer"),
         ("model: {n_layer: -2}\n", "model.n_layer = -2"),

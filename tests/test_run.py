@@ -146,7 +146,14 @@ def mixed(root: Path) -> None:
 
 def test_the_loss_of_each_corpus_is_logged_apart_and_can_be_weighted(command: Command, tmp_path: Path) -> None:
     mixed(tmp_path)
-    common = ("data=mix", "data.batch_size=16", "trainer.max_steps=80", "trainer.val_every=80", "trainer.log_every=20", "augment=reverse")
+    common = (
+        "data=mix",
+        "data.batch_size=16",
+        "trainer.max_steps=80",
+        "trainer.val_every=80",
+        "trainer.log_every=20",
+        "augment=reverse",
+    )
     train(command, *common, "run.id=even")
     train(command, *common, "run.id=plays", "data.corpora.noise.loss_weight=0")
     even, plays = (lines(tmp_path / "outputs/runs/run" / name) for name in ("even", "plays"))

@@ -68,7 +68,7 @@ def look(asked: Look) -> None:
     print_augmentations(data, asked)
     print_block(data, asked)
     tokens, slowest = sum(sum(s.tokens) for s in seen), max(s.seconds for s in seen)
-    print(f"\n{tokens / slowest:,.0f} tokens/s from {asked.ranks} ranks with {asked.workers} workers each")
+    print(f"\n{tokens / slowest:,.0f} tokens/s with ranks={asked.ranks} workers={asked.workers}")
     print(f"digest {digest(seen)}")
 
 
@@ -130,6 +130,9 @@ def tokens_by_corpus(loader: TrainLoader, batches: list[Batch]) -> list[int]:
 
 def print_corpora(data: StreamDataModule, seen: list[Seen]) -> None:
     """A table: what each corpus holds, the share asked for and the share drawn."""
+    if not data.corpora:
+        print(f"a made-up task, {data.names[0]}: no corpora")
+        return
     counts = sum((s.counts for s in seen), Counter[str]())
     tokens = [sum(of) for of in zip(*(s.tokens for s in seen), strict=True)]
     print(f"{'corpus':20} {'documents':>11} {'held out':>9} {'tokens':>15} {'asked':>7} {'documents':>10} {'tokens':>7}")

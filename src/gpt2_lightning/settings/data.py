@@ -1,6 +1,7 @@
 """What is read, how it becomes tokens, and in which portions."""
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -71,6 +72,10 @@ class DataConfig(Settings):
             return
         if not self.corpora:
             raise self.refuse("corpora", "no corpus was given", "Set data=shakespeare, or data=local data.path=FILE")
+        for name in self.corpora:
+            if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", name):
+                rule = f"'{name}' is no name: 1 to 64 letters, digits, '_', '-' or '.', the first a letter, digit or '_'"
+                raise self.refuse("corpora", rule, "Give the corpus another name")
         if not any(corpus.weight for corpus in self.corpora.values()):
             names = ", ".join(self.corpora)
             raise self.refuse("corpora", "all weights are 0", f"Set data.corpora.NAME.weight=1 for one of {names}")
