@@ -62,6 +62,12 @@ def test_any_place_can_be_asked_for_in_any_order() -> None:
     assert draws(Mixture([50, 20], [1.0, 2.0], [None, None], seed=2), 100) != straight[:100]
 
 
+def test_the_seed_decides_the_order_of_one_corpus_too() -> None:
+    one, other = (draws(Mixture([50], [1.0], [None], seed=seed), 50) for seed in (1, 2))
+    assert one != other
+    assert sorted(one) == sorted(other)
+
+
 def test_windows_keep_the_order_apart_and_one_is_the_stored_order() -> None:
     order = [d.document for d in draws(Mixture([20], [1.0], [None], seed=0, window=5), 20)]
     assert [sorted(order[i : i + 5]) for i in range(0, 20, 5)] == [list(range(i, i + 5)) for i in range(0, 20, 5)]

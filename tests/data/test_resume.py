@@ -34,7 +34,7 @@ class Recorder(Callback):
 
 torch.set_num_threads(1)
 config = compose_config(["model=nano", "trainer=cpu", "augment=all", "checkpoint.save=false", "trainer.val_every=15",
-                         "data.val_batches=1", "trainer.max_steps=20", *words])
+                         "data.val_batches=3", "trainer.max_steps=20", *words])
 seed_everything(config.seed, verbose=False)
 data = open_data(config)
 module = GPT2Module(config, data.names, data.bytes_per_token, data.loss_weights)
