@@ -180,12 +180,10 @@ def swap_words(text: str, strength: float, rng: Generator, window: int = 1) -> s
     source = np.arange(len(bounds))
     source[pairs] = pairs[::-1]
     moved = np.sort(pairs, axis=None)
-    parts: list[str] = []
-    at = 0
-    for (start, end), (first, last) in zip(bounds[moved].tolist(), bounds[source[moved]].tolist(), strict=True):
-        parts += text[at:start], text[first:last]
-        at = end
-    return "".join([*parts, text[at:]])
+    pieces = np.zeros((2 * len(moved) + 1, 2), np.int64)  # stretches that stay and words that come, in turn
+    pieces[2::2, 0], pieces[:-1:2, 1], pieces[-1, 1] = bounds[moved, 1], bounds[moved, 0], len(text)
+    pieces[1::2] = bounds[source[moved]]
+    return "".join(map(text.__getitem__, map(slice, *pieces.T.tolist())))
 
 
 def swap_pairs(units: int, strength: float, window: int, rng: Generator) -> np.ndarray:
@@ -200,8 +198,8 @@ def swap_pairs(units: int, strength: float, window: int, rng: Generator) -> np.n
     usable = (units - distance) / (units - 1)  # the other dominoes lie across the line's seams and are no pairs
     count = min(int(strength * units / 2 / usable + rng.random()), units // 2)
     at = np.sort(rng.choice(units - count, count, replace=False, shuffle=False)) + np.arange(count)
-    pairs = np.stack([line[at], line[at + 1]])
-    return pairs[:, pairs[1] - pairs[0] == distance]
+    one, other = line[at], line[at + 1]
+    return np.array([one, other])[:, other - one == distance]
 
 
 def replace_tokens(tokens: np.ndarray, strength: float, vocab_size: int, end_of_text: int, rng: Generator) -> np.ndarray:

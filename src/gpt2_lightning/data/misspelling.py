@@ -41,9 +41,9 @@ def misspell_inputs(
     first, last = changed_words(codes, changed)
     inside = codes[ranges(first, last - first)]
     clean = tokenizer.encode(code_text(inside))
-    clean_ends = tokens_before(token_bytes[clean], inside, (last - first).cumsum())
+    clean_ends = tokens_before(token_bytes.take(clean, mode="clip"), inside, (last - first).cumsum())
     ends = copies.cumsum()
-    wrong = tokens_before(token_bytes[tokens], misspelt, np.array([ends[first] - copies[first], ends[last - 1]]))
+    wrong = tokens_before(token_bytes.take(tokens, mode="clip"), misspelt, np.array([ends[first] - copies[first], ends[last - 1]]))
     return tokens, lay_labels(tokens, wrong, clean, clean_ends)
 
 
@@ -89,7 +89,7 @@ def misspell_codes(codes: np.ndarray, strength: float, rng: Generator) -> tuple[
 
     The kinds of change have equal odds; but what needs a neighbour that stays becomes another letter where there is none.
     """
-    codes = np.concatenate([PAD, codes, PAD])  # every character has neighbours
+    codes = np.concatenate([codes, PAD])  # where those look that have no neighbour: an index below 0 leads there too
     space = code_kinds(codes) == SPACE
     hit = (rng.random(len(codes), np.float32) < strength) > space
     at = np.flatnonzero(hit)
@@ -104,7 +104,7 @@ def misspell_codes(codes: np.ndarray, strength: float, rng: Generator) -> tuple[
     copies[at] = 1 + double - delete
     noisy[at] = np.where(delete | moved | double, np.where(moved, there, here), other_letters(here, letter))
     noisy[beside[moved]] = here[moved]
-    return noisy[2:-2], copies[2:-2], at - 2
+    return noisy[:-2], copies[:-2], at
 
 
 def other_letters(codes: np.ndarray, draws: np.ndarray) -> np.ndarray:

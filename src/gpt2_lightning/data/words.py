@@ -7,7 +7,6 @@ Choice not taken: a regular expression for all the words, which takes several ti
 """
 
 import re
-from itertools import pairwise
 
 import numpy as np
 
@@ -89,7 +88,7 @@ def next_word(text: str, at: int) -> int:
 def split_words(text: str) -> list[str]:
     """``[space, word, space, ..., word, space]``; spaces are empty beside CJK characters and may be at either end."""
     bounds = [0, *word_bounds(text).ravel().tolist(), len(text)]
-    return [text[i:j] for i, j in pairwise(bounds)]
+    return list(map(text.__getitem__, map(slice, bounds[:-1], bounds[1:])))
 
 
 def split_sentences(text: str) -> list[str]:
@@ -102,7 +101,7 @@ def split_sentences(text: str) -> list[str]:
     *parts, rest = (CJK_SENTENCE_END if cjk else SENTENCE_END).split(started)
     pieces, begun = [text[: len(text) - len(started)]], ""
     for body, end, space in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
-        if is_abbreviation(body, end):
+        if end[0] == "." and is_abbreviation(body) and end.rstrip(CLOSERS) == ".":
             begun += body + end + space
         else:
             pieces += begun + body + end, space
@@ -111,10 +110,8 @@ def split_sentences(text: str) -> list[str]:
     return pieces
 
 
-def is_abbreviation(body: str, end: str) -> bool:
-    """Whether the end of a sentence, full stops and closing marks, is the full stop of an abbreviation or an initial."""
-    if not body or end.rstrip(CLOSERS) != ".":
-        return False
+def is_abbreviation(body: str) -> bool:
+    """Whether what stands before a full stop ends with an abbreviation or an initial."""
     words = body[-12:].split()
     word = words[-1].lstrip(OPENERS) if words else ""
     return word in ABBREVIATIONS or ((len(word) == 1 or "." in word) and INITIALS.fullmatch(word) is not None)
