@@ -15,14 +15,23 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import DTypeLike
 from numpy.random import PCG64, Generator
 from numpy.random.bit_generator import ISeedSequence
+from numpy.typing import DTypeLike
 
 from gpt2_lightning.data.chance import keyed_hash
 from gpt2_lightning.data.misspelling import misspell, misspell_inputs
 from gpt2_lightning.data.tokens import Tokenizer
-from gpt2_lightning.data.words import CJK, WHITE_SPACE, code_kinds, code_points, next_word, split_sentences, split_words, word_bounds
+from gpt2_lightning.data.words import (
+    CJK,
+    WHITE_SPACE,
+    code_kinds,
+    code_points,
+    next_word,
+    split_sentences,
+    split_words,
+    word_bounds,
+)
 from gpt2_lightning.settings.augment import AugmentConfig
 
 __all__ = ["AugmentConfig", "Augmenter", "Document", "expected_length"]
@@ -37,7 +46,7 @@ class Document(NamedTuple):
 
 
 class Seed(ISeedSequence):
-    """A generator's seed from a hash, which needs none of the mixing, longer than all the draws, of numpy's own."""
+    """A generator's seed from a hash, without numpy's own mixing, which takes longer than most operations' draws."""
 
     def __init__(self, key: int) -> None:
         self.key = key
@@ -82,7 +91,8 @@ class Augmenter:
         """The operations the document gets, each with its own generator."""
         key = keyed_hash(self.seed, epoch, corpus, document)
         draws = ((name, keyed_hash(code, state=key), odds) for name, code, odds in self.odds)
-        return {name: Generator(PCG64(Seed(draw))) for name, draw, odds in draws if draw < odds}
+        # numpy documents such seeds; its types leave them out
+        return {name: Generator(PCG64(Seed(draw))) for name, draw, odds in draws if draw < odds}  # type: ignore[arg-type]
 
     def encode(self, text: str, rng: Generator | None) -> tuple[np.ndarray, np.ndarray | None]:
         """Tokens and labels of the text, misspelt where a generator is given and characters are what is noisy."""
@@ -197,7 +207,7 @@ def swap_pairs(units: int, strength: float, window: int, rng: Generator) -> np.n
     line = np.concatenate([np.arange(first, units, distance) for first in range(distance)])
     usable = (units - distance) / (units - 1)  # the other dominoes lie across the line's seams and are no pairs
     count = min(int(strength * units / 2 / usable + rng.random()), units // 2)
-    at = np.sort(rng.choice(units - count, count, replace=False, shuffle=False)) + np.arange(count)
+    at = np.sort(rng.permutation(units - count)[:count]) + np.arange(count)
     one, other = line[at], line[at + 1]
     return np.array([one, other])[:, other - one == distance]
 

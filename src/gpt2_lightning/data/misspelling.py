@@ -1,7 +1,8 @@
 """Misspelling: a text in, the same text with wrong characters out; or its tokens, and labels that are those of the clean text.
 
 Spaces are never changed and no word vanishes, so the words of the misspelt text are those of the clean text, one for one.
-One number: a fifth of English words have a wrong character at a strength of 0.05; only these are encoded a second time.
+One number: a fifth of English words have a wrong character at a strength of 0.05; only these are encoded a second time, as
+they were.
 Choice not taken: one call of the tokenizer for each word, which costs more than the encoding itself.
 """
 
@@ -14,7 +15,7 @@ from gpt2_lightning.data.words import SPACE, code_kinds, code_points, code_text
 __all__ = ["misspell", "misspell_inputs"]
 
 NOTHING = -1  # label where nothing is to be predicted
-DOUBLE, DELETE, TRANSPOSE = range(3)  # 3 is another letter
+SUBSTITUTE, DOUBLE, DELETE, TRANSPOSE = range(4)  # the first is what none of the others is
 PAD = np.full(2, ord(" "), np.uint8)
 
 
@@ -41,9 +42,10 @@ def misspell_inputs(
     first, last = changed_words(codes, changed)
     inside = codes[ranges(first, last - first)]
     clean = tokenizer.encode(code_text(inside))
-    clean_ends = tokens_before(token_bytes.take(clean, mode="clip"), inside, (last - first).cumsum())
+    clean_ends = tokens_before(token_bytes, clean, inside, (last - first).cumsum())
     ends = copies.cumsum()
-    wrong = tokens_before(token_bytes.take(tokens, mode="clip"), misspelt, np.array([ends[first] - copies[first], ends[last - 1]]))
+    bounds = np.array([ends[first] - copies[first], ends[last - 1]])
+    wrong = tokens_before(token_bytes, tokens, misspelt, bounds)
     return tokens, lay_labels(tokens, wrong, clean, clean_ends)
 
 
@@ -77,11 +79,11 @@ def ranges(first: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return (first - ends + lengths).repeat(lengths) + np.arange(ends[-1])
 
 
-def tokens_before(token_bytes: np.ndarray, codes: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """How many tokens end at or before each place among the text's characters, from the tokens' bytes."""
+def tokens_before(token_bytes: np.ndarray, tokens: np.ndarray, codes: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """How many tokens end at or before each place among the text's characters, from each word of the vocabulary's bytes."""
     if codes.dtype != np.uint8:
         places = np.append(0, byte_widths(codes).cumsum(dtype=np.int64))[places]
-    return token_bytes.cumsum(dtype=np.int64).searchsorted(places, side="right")
+    return token_bytes.take(tokens, mode="clip").cumsum(dtype=np.int64).searchsorted(places, side="right")
 
 
 def misspell_codes(codes: np.ndarray, strength: float, rng: Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -99,10 +101,10 @@ def misspell_codes(codes: np.ndarray, strength: float, rng: Generator) -> tuple[
     here, there = codes[at], codes[beside]
     alone = (space | hit)[beside]
     stuck = alone | (there == here) | last & hit[at - 2]  # the last: two would change with one
-    delete, moved, double = (kind == DELETE) > alone, (kind == TRANSPOSE) > stuck, kind == DOUBLE
+    double, delete, moved = kind == DOUBLE, (kind == DELETE) > alone, (kind == TRANSPOSE) > stuck
     noisy, copies = codes.copy(), np.ones(len(codes), np.int64)
     copies[at] = 1 + double - delete
-    noisy[at] = np.where(delete | moved | double, np.where(moved, there, here), other_letters(here, letter))
+    noisy[at] = np.where(double | delete | moved, np.where(moved, there, here), other_letters(here, letter))
     noisy[beside[moved]] = here[moved]
     return noisy[:-2], copies[:-2], at
 
