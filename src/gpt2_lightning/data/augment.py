@@ -15,12 +15,23 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from numpy.random import Generator
+from numpy.random import PCG64, Generator
+from numpy.random.bit_generator import ISeedSequence
+from numpy.typing import DTypeLike
 
 from gpt2_lightning.data.chance import keyed_hash
 from gpt2_lightning.data.misspelling import misspell, misspell_inputs
 from gpt2_lightning.data.tokens import Tokenizer
-from gpt2_lightning.data.words import CJK, code_kinds, code_points, split_sentences, split_words, word_bounds
+from gpt2_lightning.data.words import (
+    CJK,
+    WHITE_SPACE,
+    code_kinds,
+    code_points,
+    next_word,
+    split_sentences,
+    split_words,
+    word_bounds,
+)
 from gpt2_lightning.settings.augment import AugmentConfig
 
 __all__ = ["AugmentConfig", "Augmenter", "Document", "expected_length"]
@@ -32,6 +43,17 @@ class Document(NamedTuple):
     tokens: np.ndarray  # int32 [time]
     labels: np.ndarray | None  # int32 [time]; None: the tokens themselves
     applied: tuple[str, ...]  # operations that were drawn, in the configured order
+
+
+class Seed(ISeedSequence):
+    """A generator's seed from a hash, without numpy's own mixing, which takes longer than most operations' draws."""
+
+    def __init__(self, key: int) -> None:
+        self.key = key
+
+    def generate_state(self, n_words: int, dtype: DTypeLike = np.uint64) -> np.ndarray:
+        """The first state of a generator."""
+        return np.array([keyed_hash(word, state=self.key) for word in range(n_words)], np.uint64).astype(dtype)
 
 
 class Augmenter:
@@ -48,7 +70,8 @@ class Augmenter:
         if config.reverse.unit != "tokens":
             turn = reverse_words if config.reverse.unit == "words" else reverse_sentences
             self.text_operations["reverse"] = partial(turn, strength=config.reverse.strength)
-        self.token_bytes = tokenizer.token_bytes() if config.noise.active else None
+        # 16 bits: the table is read all over, and stays in the cache nearest to the processor
+        self.token_bytes = tokenizer.token_bytes().astype(np.uint16) if config.noise.active else None
 
     def __call__(self, text: str, epoch: int, corpus: int, document: int) -> Document:
         """The document's tokens as they are in this epoch."""
@@ -68,7 +91,8 @@ class Augmenter:
         """The operations the document gets, each with its own generator."""
         key = keyed_hash(self.seed, epoch, corpus, document)
         draws = ((name, keyed_hash(code, state=key), odds) for name, code, odds in self.odds)
-        return {name: np.random.default_rng(draw) for name, draw, odds in draws if draw < odds}
+        # numpy documents such seeds; its types leave them out
+        return {name: Generator(PCG64(Seed(draw))) for name, draw, odds in draws if draw < odds}  # type: ignore[arg-type]
 
     def encode(self, text: str, rng: Generator | None) -> tuple[np.ndarray, np.ndarray | None]:
         """Tokens and labels of the text, misspelt where a generator is given and characters are what is noisy."""
@@ -105,14 +129,13 @@ def crop(text: str, strength: float, rng: Generator) -> str:
     """A stretch of whole words at a uniform place; its share of the characters is uniform in [1 - strength, 1]."""
     kept = round(len(text) * (1 - strength * rng.random()))
     start = int(rng.integers(len(text) - kept + 1))
-    starts, ends = word_bounds(code_kinds(code_points(text)))
-    if kept == len(text) or not len(starts):
+    if kept == len(text):
         return text
-    first, past = np.searchsorted(
-        starts, [start, start + kept]
-    )  # both move on to where a word begins: the share keeps its mean
-    first = min(first, len(starts) - 1)
-    return text[starts[first] : ends[max(first, past - 1)]]
+    first = next_word(text, start)
+    if first == len(text):
+        return split_words(text)[-2:][0]  # the last word; what holds none stays
+    past = next_word(text, max(start + kept, first + 1))  # both move on to where a word begins: the share keeps its mean
+    return text[first:past].rstrip(WHITE_SPACE)
 
 
 def reverse_words(text: str, strength: float, rng: Generator) -> str:
@@ -160,19 +183,17 @@ def swap_words(text: str, strength: float, rng: Generator, window: int = 1) -> s
 
     A CJK character changes places only with another, or words that it keeps apart would run together.
     """
-    kinds = code_kinds(code_points(text))
-    starts, ends = word_bounds(kinds)
-    pairs = swap_pairs(len(starts), strength, window, rng)
-    one, other = pairs[:, (kinds[starts[pairs]] == CJK).sum(0) != 1]
-    order = np.argsort(np.append(one, other))
-    to, source = np.append(one, other)[order], np.append(other, one)[order]
-    places = zip(*(bounds.tolist() for bounds in (starts[to], ends[to], starts[source], ends[source])), strict=True)
-    parts: list[str] = []
-    at = 0
-    for start, end, first, last in places:
-        parts += text[at:start], text[first:last]
-        at = end
-    return "".join([*parts, text[at:]])
+    bounds = word_bounds(text)
+    pairs = swap_pairs(len(bounds), strength, window, rng)
+    if not text.isascii():
+        pairs = pairs[:, (code_kinds(code_points(text))[bounds[pairs, 0]] == CJK).sum(0) != 1]
+    source = np.arange(len(bounds))
+    source[pairs] = pairs[::-1]
+    moved = np.sort(pairs, axis=None)
+    pieces = np.zeros((2 * len(moved) + 1, 2), np.int64)  # stretches that stay and words that come, in turn
+    pieces[2::2, 0], pieces[:-1:2, 1], pieces[-1, 1] = bounds[moved, 1], bounds[moved, 0], len(text)
+    pieces[1::2] = bounds[source[moved]]
+    return "".join(map(text.__getitem__, map(slice, *pieces.T.tolist())))
 
 
 def swap_pairs(units: int, strength: float, window: int, rng: Generator) -> np.ndarray:
@@ -186,9 +207,9 @@ def swap_pairs(units: int, strength: float, window: int, rng: Generator) -> np.n
     line = np.concatenate([np.arange(first, units, distance) for first in range(distance)])
     usable = (units - distance) / (units - 1)  # the other dominoes lie across the line's seams and are no pairs
     count = min(int(strength * units / 2 / usable + rng.random()), units // 2)
-    at = np.sort(rng.choice(units - count, count, replace=False)) + np.arange(count)
-    pairs = np.stack([line[at], line[at + 1]])
-    return pairs[:, pairs[1] - pairs[0] == distance]
+    at = np.sort(rng.permutation(units - count)[:count]) + np.arange(count)
+    one, other = line[at], line[at + 1]
+    return np.array([one, other])[:, other - one == distance]
 
 
 def replace_tokens(tokens: np.ndarray, strength: float, vocab_size: int, end_of_text: int, rng: Generator) -> np.ndarray:

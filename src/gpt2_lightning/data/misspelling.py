@@ -1,7 +1,8 @@
 """Misspelling: a text in, the same text with wrong characters out; or its tokens, and labels that are those of the clean text.
 
 Spaces are never changed and no word vanishes, so the words of the misspelt text are those of the clean text, one for one.
-One number: a fifth of English words have a wrong character at a strength of 0.05; only these are encoded a second time.
+One number: a fifth of English words have a wrong character at a strength of 0.05; only these are encoded a second time, as
+they were.
 Choice not taken: one call of the tokenizer for each word, which costs more than the encoding itself.
 """
 
@@ -14,8 +15,8 @@ from gpt2_lightning.data.words import SPACE, code_kinds, code_points, code_text
 __all__ = ["misspell", "misspell_inputs"]
 
 NOTHING = -1  # label where nothing is to be predicted
-SUBSTITUTE, DOUBLE, DELETE, TRANSPOSE = range(4)
-PAD = np.full(2, ord(" "), np.uint32)
+SUBSTITUTE, DOUBLE, DELETE, TRANSPOSE = range(4)  # the first is what none of the others is
+PAD = np.full(2, ord(" "), np.uint8)
 
 
 def misspell(text: str, strength: float, rng: Generator) -> str:
@@ -34,42 +35,55 @@ def misspell_inputs(
     """
     codes = code_points(text)
     noisy, copies, changed = misspell_codes(codes, strength, rng)
-    ends, touched = runs(word_ends(codes), changed)
-    copies *= np.repeat(touched, np.diff(ends, prepend=0))
     misspelt = noisy.repeat(copies)
-    clean, wrong = tokenizer.encode(text), tokenizer.encode(code_text(misspelt))
-    counts = tokens_per_run(token_bytes[clean], codes, ends)
-    wrong_counts = tokens_per_run(token_bytes[wrong], misspelt, np.append(0, copies.cumsum())[ends])
-    return splice(clean, counts, wrong, wrong_counts, touched)
+    tokens = tokenizer.encode(code_text(misspelt))
+    if not len(changed):
+        return tokens, tokens
+    first, last = changed_words(codes, changed)
+    inside = codes[ranges(first, last - first)]
+    clean = tokenizer.encode(code_text(inside))
+    clean_ends = tokens_before(token_bytes, clean, inside, (last - first).cumsum())
+    ends = copies.cumsum()
+    bounds = np.array([ends[first] - copies[first], ends[last - 1]])
+    wrong = tokens_before(token_bytes, tokens, misspelt, bounds)
+    return tokens, lay_labels(tokens, wrong, clean, clean_ends)
 
 
-def runs(ends: np.ndarray, changed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The ends of runs and whether each is a changed word: unchanged words side by side are one run."""
-    touched = np.zeros(len(ends), bool)
-    touched[np.searchsorted(ends, changed, side="right")] = True
-    closing = touched | np.append(touched[1:], True)
-    return ends[closing], touched[closing]
+def changed_words(codes: np.ndarray, changed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first place of each word that holds a change, that of the spaces before it, and the place past its last."""
+    space, bound = code_kinds(codes) == SPACE, np.ones(len(codes) + 1, bool)
+    bound[1:-1] = space[1:] > space[:-1]
+    bounds = np.flatnonzero(bound)
+    touched = np.zeros(len(bounds), bool)
+    touched[bounds.searchsorted(changed, side="right")] = True
+    word = np.flatnonzero(touched)
+    return bounds[word - 1], bounds[word]
 
 
-def splice(
-    clean: np.ndarray, counts: np.ndarray, wrong: np.ndarray, wrong_counts: np.ndarray, touched: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Put the touched runs' wrong tokens in the clean ones' place, and lay the labels under them, run by run."""
-    lengths = np.where(touched, wrong_counts, counts)
-    run, clean_run = np.repeat(np.arange(len(counts)), lengths), np.repeat(np.arange(len(counts)), counts)
-    tokens, labels = np.empty(len(run), clean.dtype), np.full(len(run), NOTHING, clean.dtype)
-    tokens[touched[run]] = wrong
-    tokens[~touched[run]] = clean[~touched[clean_run]]
-    same = lengths == counts
-    labels[same[run]] = clean[same[clean_run]]
-    labels[(lengths.cumsum() - lengths)[~same]] = clean[(counts.cumsum() - counts)[~same]]
-    return tokens, labels
+def lay_labels(tokens: np.ndarray, wrong: np.ndarray, clean: np.ndarray, clean_ends: np.ndarray) -> np.ndarray:
+    """The tokens as labels, but the clean words' below the misspelt ones, which stand at ``wrong [2, words]``."""
+    first, last = wrong
+    counts, clean_counts = last - first, clean_ends.copy()
+    clean_counts[1:] -= clean_ends[:-1]
+    word = np.arange(len(first)).repeat(counts)
+    place = np.arange(len(word)) - (counts.cumsum() - counts)[word]  # in its word
+    kept = (counts == clean_counts)[word] | (place == 0)
+    labels = tokens.copy()
+    labels[first[word] + place] = np.where(kept, clean.take((clean_ends - clean_counts)[word] + place, mode="clip"), NOTHING)
+    return labels
 
 
-def tokens_per_run(token_bytes: np.ndarray, codes: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """How many tokens each run has, from the tokens' bytes, the text's characters, and the runs' ends among them."""
-    places = ends if codes.max(initial=0) < 0x80 else np.append(0, byte_widths(codes).cumsum(dtype=np.int64))[ends]
-    return np.diff(np.searchsorted(token_bytes.cumsum(), places, side="right"), prepend=0)
+def ranges(first: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """``first, first + 1, ...`` of each range, end to end."""
+    ends = lengths.cumsum()
+    return (first - ends + lengths).repeat(lengths) + np.arange(ends[-1])
+
+
+def tokens_before(token_bytes: np.ndarray, tokens: np.ndarray, codes: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """How many tokens end at or before each place among the text's characters, from each word of the vocabulary's bytes."""
+    if codes.dtype != np.uint8:
+        places = np.append(0, byte_widths(codes).cumsum(dtype=np.int64))[places]
+    return token_bytes.take(tokens, mode="clip").cumsum(dtype=np.int64).searchsorted(places, side="right")
 
 
 def misspell_codes(codes: np.ndarray, strength: float, rng: Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -77,37 +91,29 @@ def misspell_codes(codes: np.ndarray, strength: float, rng: Generator) -> tuple[
 
     The kinds of change have equal odds; but what needs a neighbour that stays becomes another letter where there is none.
     """
-    codes = np.concatenate([PAD, codes, PAD])  # every character has neighbours
+    codes = np.concatenate([codes, PAD])  # where those look that have no neighbour: an index below 0 leads there too
     space = code_kinds(codes) == SPACE
-    hit = (rng.random(len(codes), np.float32) < strength) & ~space
+    hit = (rng.random(len(codes), np.float32) < strength) > space
     at = np.flatnonzero(hit)
-    kind, letter = rng.random((2, len(at)))
-    kind = np.floor(4 * kind)
-    beside = np.where(space[at + 1], at - 1, at + 1)
-    alone = space[beside] | hit[beside]
-    stuck = alone | (codes[beside] == codes[at]) | (beside < at) & hit[at - 2]  # the last: two would change with one
-    kind[(kind == DELETE) & alone | (kind == TRANSPOSE) & stuck] = SUBSTITUTE
+    letter, kind = np.modf(4 * rng.random(len(at)))
+    last = space[at + 1]  # of its word
+    beside = at + 1 - 2 * last
+    here, there = codes[at], codes[beside]
+    alone = (space | hit)[beside]
+    stuck = alone | (there == here) | last & hit[at - 2]  # the last: two would change with one
+    double, delete, moved = kind == DOUBLE, (kind == DELETE) > alone, (kind == TRANSPOSE) > stuck
     noisy, copies = codes.copy(), np.ones(len(codes), np.int64)
-    other, moved = kind == SUBSTITUTE, kind == TRANSPOSE
-    noisy[at[other]] = other_letters(codes[at[other]], letter[other])
-    noisy[at[moved]], noisy[beside[moved]] = codes[beside[moved]], codes[at[moved]]
-    copies[at[kind == DELETE]], copies[at[kind == DOUBLE]] = 0, 2
-    return noisy[2:-2], copies[2:-2], at - 2
+    copies[at] = 1 + double - delete
+    noisy[at] = np.where(double | delete | moved, np.where(moved, there, here), other_letters(here, letter))
+    noisy[beside[moved]] = here[moved]
+    return noisy[:-2], copies[:-2], at
 
 
 def other_letters(codes: np.ndarray, draws: np.ndarray) -> np.ndarray:
     """A lower-case letter for each code point, uniform among those that it is not; ``draws`` are uniform in [0, 1)."""
-    place = codes.astype(np.int64) - ord("a")
-    lower = (place >= 0) & (place < 26)
-    letter = (draws * (26 - lower)).astype(np.int64)
-    return ord("a") + letter + (lower & (letter >= place))
-
-
-def word_ends(codes: np.ndarray) -> np.ndarray:
-    """Just past each word's last character, and past the spaces after the last: words begin with the spaces before them."""
-    space = code_kinds(codes) == SPACE
-    ends = np.flatnonzero(space[1:] & ~space[:-1]) + 1
-    return np.append(ends, len(codes))
+    place = np.minimum(codes - ord("a"), 26)  # unsigned: 26 on either side of the letters
+    letter = (draws * (25 + (place == 26))).astype(np.uint8)
+    return ord("a") + letter + (letter >= place)
 
 
 def byte_widths(codes: np.ndarray) -> np.ndarray:
