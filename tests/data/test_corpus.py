@@ -58,6 +58,24 @@ def test_compressed_text_is_known_by_its_content(here: Path, compress: object, n
     assert documents(name) == ["käse\n"]
 
 
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress, zstandard.compress])
+def test_compressed_files_joined_to_one_are_read_to_their_end(here: Path, compress: object) -> None:
+    (here / "a.gz").write_bytes(compress(b"one\n" * 50_000) + compress(b"two\n" * 50_000))
+    assert "".join(documents("a.gz")) == "one\n" * 50_000 + "two\n" * 50_000
+
+
+CHECKED = zstandard.ZstdCompressor(write_checksum=True).compress  # as the command zstd does
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress, CHECKED])
+@pytest.mark.parametrize("harm", [lambda b: b[:-9], lambda b: b[: len(b) // 2], lambda b: b[:60] + b"\0" * 20 + b[80:]])
+def test_compressed_files_cut_short_or_damaged_are_said(here: Path, compress: object, harm: object) -> None:
+    text = "".join(f"{n * n % 7919} and {n}\n" for n in range(9000)).encode()
+    (here / "a.gz").write_bytes(harm(compress(text)))
+    with pytest.raises(DataError, match="a.gz.: is cut short or damaged"):
+        documents("a.gz")
+
+
 def test_json_lines_and_parquet_give_the_field(here: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -94,6 +94,7 @@ def conf(here: Path) -> Path:
     return here
 
 
+@pytest.mark.slow
 def test_a_run_streams_from_the_hub_and_reads_only_what_it_needs(command: Command, conf: Path) -> None:
     texts = [f"Document {n} " * 40 for n in range(3000)]
     files = data_set(texts, files=30, rows_a_group=50)

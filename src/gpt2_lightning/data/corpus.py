@@ -13,11 +13,12 @@ import gzip
 import io
 import json
 import lzma
+import zlib
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from gpt2_lightning.errors import DataError, MachineError
 from gpt2_lightning.settings.data import CorpusConfig
@@ -25,6 +26,13 @@ from gpt2_lightning.settings.data import CorpusConfig
 __all__ = ["CorpusConfig", "Piece", "Reading", "checked_text", "document_pieces", "held_out", "identity", "read_corpus"]
 
 READ_BYTES = 1 << 20
+ZSTD_BYTES = 1 << 14  # compressed: text that says little may come out a thousand times as large
+OPENERS: dict[str, Callable[[Any], Any]] = {
+    "": lambda file: file,
+    "gzip": lambda file: gzip.GzipFile(fileobj=file),
+    "bz2": bz2.BZ2File,
+    "xz": lzma.LZMAFile,
+}
 READ_BY = ("validation", "holdout_every", "holdout_limit", "field", "split", "invalid")
 END_OF_TEXT = "<|endoftext|>"
 SEPARATORS = {"line": "\n", "blank_line": "\n\n", "end_of_text": END_OF_TEXT}
@@ -133,8 +141,8 @@ def read_files(config: CorpusConfig, pattern: str, size: int, reading: Reading) 
             yield from split_text(read_text(path, config, reading), config.split, size)
 
 
-def open_bytes(path: Path) -> io.BufferedIOBase:
-    """The file's content, decompressed by what it is, not by what it is called; raises DataError for binary types."""
+def open_file(path: Path) -> tuple[BinaryIO, str]:
+    """The file, and how it is compressed by what it is, not by what it is called; raises DataError for binary types."""
     try:
         file = path.open("rb")
         head = file.read(16)
@@ -143,43 +151,47 @@ def open_bytes(path: Path) -> io.BufferedIOBase:
         raise DataError("corpus", key="data.path", value=str(path), rule=f"cannot be read: {error.strerror}") from error
     for magic, kind in BINARY.items():
         if head.startswith(magic):
-            raise DataError(
-                "corpus", key="data.path", value=str(path), rule=f"is {kind}, not text", remedy="Extract its text first"
-            )
-    kind = next((kind for magic, kind in COMPRESSED.items() if head.startswith(magic)), "")
-    openers: dict[str, Callable[[Any], Any]] = {
-        "gzip": gzip.GzipFile,
-        "bz2": bz2.BZ2File,
-        "xz": lzma.LZMAFile,
-    }
-    if kind == "zstd":
-        return open_zstd(file)
-    if kind == "gzip":
-        return gzip.GzipFile(fileobj=file)
-    return openers[kind](file) if kind else file
+            remedy = "Extract its text first"
+            raise DataError("corpus", key="data.path", value=str(path), rule=f"is {kind}, not text", remedy=remedy)
+    return file, next((kind for magic, kind in COMPRESSED.items() if head.startswith(magic)), "")
 
 
-def open_zstd(file: io.BufferedIOBase) -> io.BufferedIOBase:
-    """Zstandard, which the standard library reads from Python 3.14 on."""
+def read_bytes(path: Path, reading: Reading) -> Iterator[bytes]:
+    """The file's bytes, decompressed, a megabyte at a time; raises DataError when it is cut short or damaged."""
+    file, kind = open_file(path)
+    before = reading.bytes_read
+    with file:
+        try:
+            for chunk in zstd_chunks(file) if kind == "zstd" else chunks(OPENERS[kind](file)):
+                reading.bytes_read = before + file.tell()
+                yield chunk
+        except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+            raise DataError("corpus", key="data.path", value=str(path), rule=f"is cut short or damaged: {error}") from error
+
+
+def chunks(file: Any) -> Iterator[bytes]:
+    """What a file holds, a megabyte at a time."""
+    while chunk := file.read(READ_BYTES):
+        yield chunk
+
+
+def zstd_chunks(file: BinaryIO) -> Iterator[bytes]:
+    """Zstandard's frames, one behind the other. Its own reader stops behind the first, and takes half a frame for the end."""
     try:
         import zstandard
     except ImportError as error:
         raise MachineError("zstd corpus", rule="needs the package zstandard", remedy="pip install zstandard") from error
-    return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(file))  # type: ignore[arg-type]
-
-
-def read_bytes(path: Path, reading: Reading) -> Iterator[bytes]:
-    """The file's bytes, a megabyte at a time; raises DataError when it is cut short or damaged."""
-    with open_bytes(path) as file:
-        while True:
+    frame = None
+    while data := file.read(ZSTD_BYTES):
+        while data:
+            frame = frame or zstandard.ZstdDecompressor().decompressobj()
             try:
-                chunk = file.read(READ_BYTES)
-            except (OSError, EOFError, lzma.LZMAError) as error:
-                raise DataError("corpus", key="data.path", value=str(path), rule=f"is cut short or damaged: {error}") from error
-            if not chunk:
-                return
-            reading.bytes_read += len(chunk)
-            yield chunk
+                yield frame.decompress(data)
+            except zstandard.ZstdError as error:
+                raise OSError(str(error)) from error
+            data, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
+    if frame is not None:
+        raise EOFError("the last frame has no end")
 
 
 def read_text(path: Path, config: CorpusConfig, reading: Reading) -> Iterator[str]:
