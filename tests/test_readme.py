@@ -1,5 +1,7 @@
 """What the README says to type works, with a few steps instead of many."""
 
+import gzip
+import json
 import re
 import shlex
 from pathlib import Path
@@ -22,6 +24,19 @@ def test_the_commands_of_the_readme_run(command: Command, tmp_path: Path) -> Non
         trains = words[3] not in ("list", "generate", "data") and "--cfg" not in words
         done = command(*words[3:], *(SHORT if trains else []))
         assert done.returncode == 0, (words, done.stderr)
+
+
+def test_the_corpora_of_the_readme_train(command: Command, tmp_path: Path) -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", README, re.S)
+    (tmp_path / "conf/data").mkdir(parents=True)
+    (tmp_path / "conf/data/mine.yaml").write_text(block)
+    (tmp_path / "notes").mkdir()
+    for n in range(2):
+        (tmp_path / f"notes/{n}.txt").write_text("\n\n".join(f"Note {n}.{i} says this and that." for i in range(30)))
+    letters = "".join(json.dumps({"body": f"Dear {i}, all is well here."}) + "\n" for i in range(30))
+    (tmp_path / "letters.jsonl.gz").write_bytes(gzip.compress(letters.encode()))
+    done = command("data=mine", *SHORT, "model=nano")
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_python_of_the_readme_runs() -> None:

@@ -58,6 +58,8 @@ class RunConfig(Settings):
         if self.model.vocab_size != words:
             rule = f"differs from the {words} words of data.tokenizer={self.data.tokenizer}"
             raise self.model.refuse("vocab_size", rule, f"Set model.vocab_size={words}")
+        if self.data.synthetic is not None and self.model.block_size < 4:
+            raise self.model.refuse("block_size", f"must be at least 4 for data.synthetic={self.data.synthetic}")
         if self.sampler.k > self.model.vocab_size:
             raise self.sampler.refuse("k", f"must be at most the vocabulary, model.vocab_size = {self.model.vocab_size}")
 
@@ -205,6 +207,9 @@ def explain(overrides: list[str], error: Exception) -> ConfigError:
         if key:
             what = f"setting{place_of(error)}"
             return ConfigError(what, key=key, value=typed_value(overrides, key), rule=first_line(cause))
+    if "Lexer" in first_line(error) or "mismatched input" in first_line(error):
+        remedy = "Quote what has blanks, commas or brackets: 'key=\"value\"'"
+        return ConfigError("override", rule=first_line(error), remedy=remedy)
     return ConfigError(first_line(error))
 
 
@@ -236,7 +241,10 @@ def typed_value(overrides: list[str], key: str) -> Any:
 def default_keys(overrides: list[str]) -> list[str]:
     """All keys of the run, had no single value been overridden."""
     groups = [text for text in overrides if "+" not in text and group_options(text.partition("=")[0])]
-    return list(leaf_keys(hydra_compose(groups)))
+    try:
+        return list(leaf_keys(hydra_compose(groups)))
+    except (HydraException, OmegaConfBaseException):  # the fault is in one of their files
+        return list(leaf_keys(hydra_compose([])))
 
 
 def no_such_option(group: str, value: str, options: dict[str, str]) -> ConfigError:

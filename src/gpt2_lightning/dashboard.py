@@ -89,7 +89,7 @@ class Dashboard(Callback):
         self.run_log: RunLog | None = None
         self.progress: Progress | None = None
         self.validation: dict[str, float] = {}
-        self.logged_step = 0
+        self.logged_step = self.seen_step = 0
         self.started = time.perf_counter()
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
@@ -99,7 +99,7 @@ class Dashboard(Callback):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Start the clocks."""
-        self.logged_step = trainer.global_step
+        self.logged_step = self.seen_step = trainer.global_step
         self.mark = time.perf_counter()
         if self.profiler:
             self.profiler.start()
@@ -109,11 +109,12 @@ class Dashboard(Callback):
         step = trainer.global_step
         if self.profiler:
             self.profiler.step()
-        if (step % self.log_every == 0 or step == self.max_steps) and step > self.logged_step:
+        last = step == self.max_steps or (self.data.finite and step > self.seen_step and self.all_ended(trainer))
+        self.seen_step = step
+        if (step % self.log_every == 0 or last) and step > self.logged_step:
             assert isinstance(module, GPT2Module)
             self.write_training(trainer, module, step)
-        if step == self.max_steps or (self.data.finite and self.all_ended(trainer)):
-            trainer.should_stop = True
+        trainer.should_stop = trainer.should_stop or last
 
     def all_ended(self, trainer: Trainer) -> bool:
         """Whether every rank has read its corpora to their end."""

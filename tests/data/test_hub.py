@@ -78,7 +78,7 @@ def test_what_is_not_there_is_said(here: Path, options: dict, message: str, monk
 
 
 def test_an_empty_row_is_named(here: Path) -> None:
-    with pytest.raises(DataError, match="row 2.*holds no text in the field 'text' but NoneType"):
+    with pytest.raises(DataError, match="train-0.parquet, row 3.*holds no text in the field 'text' but NoneType"):
         documents = open_hub(local(here, ["a", "b", None, "d"], files=1))["train"]
         [documents.text(i) for i in range(4)]
 

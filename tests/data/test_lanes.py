@@ -85,4 +85,4 @@ def test_at_the_end_the_rest_predicts_nothing() -> None:
     rows = fill(Lane(reader([5, 6], end=2), 0, 1, END), 3)
     assert (rows.labels[:, 1:].ravel()[:13] == rows.tokens[:, 1:].ravel()[:13]).all()
     assert (rows.labels[:, 1:].ravel()[13:] == NOTHING).all()
-    assert rows.counts["ended"] == 1
+    assert rows.counts["ended"] == 2

@@ -122,5 +122,6 @@ def test_it_goes_to_another_process_and_draws_the_same() -> None:
 def test_a_corpus_of_a_million_documents_costs_one_permutation() -> None:
     mixture = Mixture([3_000_000], [1.0], [None], seed=0)
     found = np.array([mixture.draw(g).document for g in range(1_048_576, 1_048_576 + 1000)])
+    assert mixture.permutations[0].cache_info().misses == 1
     assert found.min() >= 1_048_576
     assert found.max() < 2 * 1_048_576

@@ -2,9 +2,12 @@
 
 import os
 import pickle
+import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -39,7 +42,7 @@ def test_documents_come_by_position(here: Path, tokenizer: str | None) -> None:
         tokens = parts["train"].tokens(4)
         assert tokens[:-1].tolist() == encode(texts[6]).tolist()
         assert tokens[-1] == load_tokenizer(tokenizer).end_of_text
-        assert parts["train"].elements == sum(len(parts["train"].tokens(i)) for i in range(14))
+        assert parts["train"].elements(14) == sum(len(parts["train"].tokens(i)) for i in range(14))
 
 
 @given(
@@ -98,11 +101,18 @@ def test_a_broken_source_leaves_nothing(here: Path) -> None:
     assert [path.name for path in here.iterdir()] == ["a.txt"]
 
 
+def dead_process() -> int:
+    """The number of a process that is no more."""
+    process = subprocess.Popen([sys.executable, "-c", "pass"])
+    process.wait()
+    return process.pid
+
+
 def test_what_a_killed_build_left_is_removed(here: Path) -> None:
     (here / "a.txt").write_text("one\ntwo\nthree")
     folder = opened()["train"].folder
     (folder / "store.json").unlink()
-    folder.rename(folder.with_name(f".{folder.name}.99999"))
+    folder.rename(folder.with_name(f".{folder.name}.{socket.gethostname()}.{dead_process()}"))
     opened()
     assert sorted(path.name for path in CACHE.iterdir()) == [folder.name]
 
@@ -114,6 +124,47 @@ def test_a_store_cut_short_while_it_is_read_is_said(here: Path) -> None:
     assert store.text(0) == "one"
     with pytest.raises(DataError, match="cut short while it was read"):
         store.text(2)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda folder: os.truncate(folder / "train.index", 9),
+        lambda folder: (folder / "train.bin").unlink(),
+        lambda folder: (folder / "store.json").write_text(""),
+        lambda folder: (folder / "store.json").write_text("{}"),
+        lambda folder: (folder / "train.bin").write_bytes(b"\xff" * (folder / "train.bin").stat().st_size),
+    ],
+)
+def test_a_damaged_store_is_named(here: Path, harm: Callable[[Path], object]) -> None:
+    (here / "a.txt").write_text("one\ntwo\nthree\nfour")
+    folder = opened()["train"].folder
+    harm(folder)
+    with pytest.raises(DataError, match="store.*is damaged.*Remove the folder to build it again"):
+        opened()["train"].text(0)
+
+
+def test_a_folder_without_a_manifest_is_built_anew(here: Path) -> None:
+    (here / "a.txt").write_text("one\ntwo\nthree\nfour")
+    folder = opened()["train"].folder
+    (folder / "store.json").unlink()
+    assert opened()["train"].text(0) == "one"
+
+
+def test_a_waiting_run_that_gives_up_harms_nobody(here: Path) -> None:
+    (here / "a.txt").write_text("\n".join(f"document {n} " * 20 for n in range(60_000)))
+    runs = [subprocess.Popen([sys.executable, "-c", BUILD], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)]
+    while not list(CACHE.glob(".a-*/train.bin")):
+        time.sleep(0.01)
+    waiter = subprocess.Popen([sys.executable, "-c", BUILD], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    time.sleep(1.0)
+    waiter.send_signal(signal.SIGINT)
+    waiter.wait()
+    runs.append(subprocess.Popen([sys.executable, "-c", BUILD], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    outputs = [run.communicate(timeout=120) for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], outputs
+    assert len({out for out, _ in outputs}) == 1
+    assert [path.name[0] for path in CACHE.iterdir()] == ["a"]
 
 
 def test_the_source_may_go_away_while_it_is_read(here: Path) -> None:

@@ -83,7 +83,7 @@ def joined(parts: list[Iterator[Batch]], steps: int) -> list[tuple[torch.Tensor,
     """The ranks' batches, as the steps' global batches."""
     found = []
     for _ in range(steps):
-        batches = [next(part) for part in parts]
+        batches = [[x for x in next(part) if x is not None] for part in parts]
         found.append(tuple(torch.cat(same) for same in zip(*batches, strict=True)))
     return found
 
@@ -171,7 +171,7 @@ def test_a_cache_of_tokens_changes_nothing(here: Path) -> None:
 def state_after(loaders: list[TrainLoader], steps: int, cycle: int = 1) -> dict[str, object]:
     """What a checkpoint would hold."""
     places = np.concatenate([loader.kept[steps * cycle] for loader in loaders])
-    return {"step": steps, "places": torch.from_numpy(places), "block_size": 32, "corpora": {}}
+    return {"step": steps, "places": torch.from_numpy(places), "order": {}, "corpora": {}}
 
 
 def go_on(corpora: dict[str, CorpusConfig], state: dict[str, object], stop: int, ranks: int, workers: int):
@@ -186,7 +186,7 @@ def go_on(corpora: dict[str, CorpusConfig], state: dict[str, object], stop: int,
     return found, state_after(loaders, stop)
 
 
-START = {"step": 0, "places": torch.zeros(ROWS, 2, dtype=torch.int32), "block_size": 32, "corpora": {}}
+START = {"step": 0, "places": torch.zeros(ROWS, 2, dtype=torch.int32), "order": {}, "corpora": {}}
 
 
 @pytest.mark.parametrize(
@@ -248,6 +248,43 @@ def go_on_plain(corpora: dict[str, CorpusConfig], state: dict[str, object] | Non
         if len(found) == stop or loader.ended:
             break
     return found, state_after([loader], (state["step"] if state else 0) + len(found))
+
+
+@pytest.mark.parametrize(("accumulate", "rows"), [(1, 8), (4, 2)])
+def test_the_end_comes_with_the_last_step_that_has_text(here: Path, accumulate: int, rows: int) -> None:
+    (here / "a.txt").write_text("\n".join("word " * (n % 37 + 1) for n in range(200)))
+    corpora = {"a": CorpusConfig(path="a.txt", split="line", epochs=1)}
+    data = module(corpora, steps=10_000, augment=AugmentConfig(), batch_size=rows)
+    data.accumulate = accumulate
+    loader = data.rank_loader(1, 0)
+    counted = []
+    for batch in loader:
+        counted.append(int((batch.targets != IGNORED).sum()))
+        if loader.ended:
+            break
+    documents = data.corpora["a"]["train"]
+    assert sum(counted) == documents.elements(len(documents)) + len(documents)  # each with its end-of-text
+    assert sum(counted[-accumulate:]) > 0
+    assert len(counted) % accumulate == 0
+
+
+def test_documents_of_the_corpus_are_counted_not_their_segments(here: Path) -> None:
+    (here / "a.txt").write_text("\n".join(f"{n} " + "long " * 400 for n in range(30)))
+    corpora = {"a": CorpusConfig(path="a.txt", split="line", documents=3, epochs=1)}
+    data = module(corpora, segment_characters=256)
+    assert len(data.corpora["a"]["train"]) > 100
+    assert data.read.mixture.sizes == [data.corpora["a"]["train"].first(3)]
+    texts = [data.corpora["a"]["train"].text(i) for i in range(data.read.mixture.sizes[0])]
+    assert "".join(texts) == "".join(f"{n} " + "long " * 400 for n in range(3))
+
+
+def test_recall_goes_on_from_its_place() -> None:
+    whole = joined([iter(module({}, synthetic="recall").rank_loader(1, 0))], 6)
+    data = module({}, synthetic="recall")
+    loader = data.rank_loader(1, 0)
+    joined([iter(loader)], 3)
+    data.resumed = state_after([loader], 3)
+    assert equal(joined([iter(data.rank_loader(1, 0))], 3), whole[3:])
 
 
 def test_places_far_away_are_reached_at_once(here: Path) -> None:
@@ -414,8 +451,18 @@ def test_a_killed_worker_is_named(here: Path) -> None:
 def test_a_changed_corpus_or_another_batch_is_noticed(here: Path) -> None:
     corpora = write_corpora(here)
     data = module(corpora)
-    state = START | {"corpora": data.fingerprints()}
+    state = START | {"corpora": data.fingerprints(), "order": data.order()}
     data.load_state_dict(state)
+    for options, message in (
+        ({"seed": 1}, "seed: was 0 when the checkpoint was saved and is 1 now"),
+        ({"weigh": "tokens"}, "data.weigh: was documents"),
+        ({"shuffle_documents": 1}, "data.shuffle_documents: was 1048576"),
+        ({"augment": AugmentConfig()}, "data.corpora.one.augment.length.p: was 0.3 .* is 0.0 now"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            module(corpora, **options).load_state_dict(state)
+    with pytest.raises(CheckpointError, match="data.corpora: was one, many"):
+        module(dict(reversed(corpora.items()))).load_state_dict(state)
     with pytest.raises(CheckpointError, match="rows a step: was 8 when the checkpoint was saved and is 4 now"):
         module(corpora, batch_size=4).load_state_dict(state)
     (here / "one.txt").write_text((here / "one.txt").read_text().replace("cat", "dog"))

@@ -53,14 +53,14 @@ def require_tokens(documents: Iterator[Tokens], block_size: int) -> None:
 def validation_blocks(name: str, documents: Iterator[Tokens], block_size: int, end_of_text: int) -> tuple[Tokens, Tokens]:
     """Inputs and targets ``[N, block_size]`` in stored order, every token a target once; the last row is padded with -1.
 
+    Both are views of one array, 4 bytes a token.
+
     Raises DataError when there is no text.
     """
     tokens = np.concatenate([np.array([end_of_text], np.int32), *documents]).astype(np.int32)
     if len(tokens) == 1:
         rule = "no document is left for validation"
-        remedy = "Set data.split=blank_line to make several of one file, or name a file with data.validation"
+        remedy = f"Set data.corpora.{name}.split=blank_line to make several of one text, or .validation=FILE"
         raise DataError("corpus", key="data.corpora", value=name, rule=rule, remedy=remedy)
-    padding = -(len(tokens) - 1) % block_size
-    inputs = np.concatenate([tokens[:-1], np.full(padding, end_of_text, np.int32)])
-    targets = np.concatenate([tokens[1:], np.full(padding, NOTHING, np.int32)])
-    return inputs.reshape(-1, block_size), targets.reshape(-1, block_size)
+    tokens = np.append(tokens, np.full(-(len(tokens) - 1) % block_size, NOTHING, np.int32))
+    return tokens[:-1].reshape(-1, block_size), tokens[1:].reshape(-1, block_size)

@@ -1,7 +1,8 @@
 """A corpus: files on disk in, pieces of documents out, in their stored order and in bounded memory.
 
 In: a CorpusConfig. Out: pieces of text; a long document comes in several, cut between words.
-One number: a megabyte is read at a time, so one line of 40 MB costs no more memory than many short ones.
+One number: a megabyte is read at a time, so one line of 40 MB of text costs no more memory than many short ones; a line of
+JSON has to be held whole.
 Choice not taken: reading local files through ``datasets``, which reads a 40 MB line whole, reports broken text without its
 place, and is imported in a second.
 """
@@ -26,7 +27,7 @@ from gpt2_lightning.settings.data import CorpusConfig
 __all__ = ["CorpusConfig", "Piece", "Reading", "checked_text", "document_pieces", "held_out", "identity", "read_corpus"]
 
 READ_BYTES = 1 << 20
-ZSTD_BYTES = 1 << 14  # compressed: text that says little may come out a thousand times as large
+ZSTD_BYTES = 1 << 10  # compressed: one word over and over comes out ten thousand times as large
 OPENERS: dict[str, Callable[[Any], Any]] = {
     "": lambda file: file,
     "gzip": lambda file: gzip.GzipFile(fileobj=file),
@@ -101,19 +102,28 @@ def source_files(config: CorpusConfig) -> list[Path]:
 
 def corpus_files(pattern: str) -> list[Path]:
     """The files a path, a glob or ``bundled:NAME`` stands for, sorted; raises DataError naming the nearest existing path."""
+    try:
+        return found_files(pattern)
+    except OSError as error:  # a name too long, a folder that may not be read
+        raise DataError("corpus", key="data.path", value=pattern, rule=f"cannot be opened: {error.strerror}") from error
+
+
+def found_files(pattern: str) -> list[Path]:
+    """The same, but for what the system refuses."""
     if pattern.startswith("bundled:"):
-        return [Path(str(files("gpt2_lightning") / "assets" / pattern.removeprefix("bundled:")))]
+        pattern = str(files("gpt2_lightning") / "assets" / pattern.removeprefix("bundled:"))
+    if Path(pattern).is_file():
+        return [Path(pattern)]
+    if not pattern:
+        raise DataError("corpus", key="data.path", value=pattern, rule="is empty", remedy="Set data.path=FILE")
     if any(mark in pattern for mark in "*?["):
         found = sorted(path for path in map(Path, glob.glob(pattern, recursive=True)) if path.is_file())
         if not found:
             raise missing(pattern, "matches no file")
         return found
-    path = Path(pattern)
-    if path.is_dir():
+    if Path(pattern).is_dir():
         raise DataError("corpus", key="data.path", value=pattern, rule="is a folder", remedy=f"Set data.path='{pattern}/*.txt'")
-    if not path.is_file():
-        raise missing(pattern, "does not exist")
-    return [path]
+    raise missing(pattern, "does not exist")
 
 
 def missing(pattern: str, rule: str) -> DataError:
@@ -238,6 +248,8 @@ def split_text(chunks: Iterator[str], split: str, size: int) -> Iterator[Piece]:
 
 def document_pieces(text: str, size: int, begun: bool = False) -> Iterator[Piece]:
     """The pieces of a document's last stretch; ``begun`` when earlier pieces of it have been given."""
+    if not begun and not text.strip():
+        return
     pieces, rest = cut_pieces(text, size)
     yield from (Piece(piece, False) for piece in pieces)
     if begun or pieces or rest.strip():
@@ -275,16 +287,19 @@ def read_parquet(path: Path, config: CorpusConfig, size: int, reading: Reading) 
     import pyarrow
     import pyarrow.parquet
 
-    before = reading.bytes_read
+    before, row = reading.bytes_read, 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            row_bytes, row = path.stat().st_size / max(1, file.metadata.num_rows), 0
+            row_bytes = path.stat().st_size / max(1, file.metadata.num_rows)
             for batch in file.iter_batches(1024, columns=[text_column(file.schema_arrow.names, config, str(path))]):
                 for value in batch.column(0).to_pylist():
                     row += 1
                     reading.bytes_read = int(before + row * row_bytes)
                     text = checked_text(value, config, f"{path}, row {row}")
                     yield from document_pieces(text, size)
+    except UnicodeDecodeError as error:
+        rule = f"is not UTF-8 behind row {row}: {error}"
+        raise DataError("corpus", key="data.path", value=str(path), rule=rule) from error
     except (OSError, pyarrow.ArrowException) as error:
         rule = f"is cut short or damaged: {error}"
         raise DataError("corpus", key="data.path", value=str(path), rule=rule) from error

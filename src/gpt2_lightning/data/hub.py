@@ -10,7 +10,6 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,9 @@ class RowGroups:
         sizes = np.array([size for footer in footers for size in footer], np.int64).reshape(-1, 2)
         self.ends, self.text_bytes = np.cumsum(sizes[:, 0]), int(sizes[:, 1].sum())
         self.held: OrderedDict[int, tuple[list[Any], int]] = OrderedDict()
-        told = "\n".join([config.field, *files, *map(str, sizes.ravel().tolist())])
+        self.file_starts = np.cumsum([0, *(sum(rows for rows, _ in footer) for footer in footers)])
+        cut = (config.field, config.join, config.holdout_every, config.holdout_limit)
+        told = "\n".join(map(str, (*cut, *files, *sizes.ravel().tolist())))
         self.fingerprint = hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
 
     def __len__(self) -> int:
@@ -63,7 +64,9 @@ class RowGroups:
         """The text of row i."""
         group = int(np.searchsorted(self.ends, i, "right"))
         start = int(self.ends[group - 1]) if group else 0
-        return checked_text(self.texts(group)[i - start], self.config, f"{self.files[self.places[group][0]]}, row {i}")
+        file = self.places[group][0]
+        place = f"{self.files[file]}, row {i - int(self.file_starts[file]) + 1}"
+        return checked_text(self.texts(group)[i - start], self.config, place)
 
     def texts(self, group: int) -> list[Any]:
         """All texts of a row group, kept until others need the place."""
@@ -71,7 +74,7 @@ class RowGroups:
             file, number = self.places[group]
             with troubles(self.files[file]), self.open(file) as parquet:
                 table = parquet.read_row_group(number, columns=[self.config.field])
-            self.held[group] = table.column(0).to_pylist(), table.nbytes
+                self.held[group] = table.column(0).to_pylist(), table.nbytes
             while len(self.held) > 1 and sum(size for _, size in self.held.values()) > HELD_BYTES:
                 self.held.popitem(last=False)
         self.held.move_to_end(group)
@@ -93,10 +96,13 @@ class HubDocuments:
     def __len__(self) -> int:
         return self.held_out if self.part == "validation" else self.documents - self.held_out
 
-    @cached_property
-    def elements(self) -> int:
-        """Bytes of text, from the footers."""
-        return self.rows.text_bytes * len(self) // max(1, self.documents)
+    def elements(self, n: int) -> int:
+        """Bytes of text of the first n documents, from the footers."""
+        return self.rows.text_bytes * n // max(1, self.documents)
+
+    def first(self, documents: int | None) -> int:
+        """As many as are asked for: documents are not cut."""
+        return len(self) if documents is None else min(len(self), documents)
 
     def position(self, i: int) -> int:
         """Where document i of the part stands among all."""

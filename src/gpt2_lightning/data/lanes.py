@@ -38,7 +38,7 @@ class Rows:
     """``[n, block_size + 1]`` tokens, int64: inputs are all but the last; ``labels`` the same array until they differ.
 
     ``corpora``, uint8, is there where several corpora are told apart. ``counts`` counts the documents that were begun, those of
-    each corpus and those that each augmentation was applied to, and the rows that the stream had nothing left for.
+    each corpus and those that each augmentation was applied to, and the rows behind whose end the stream has nothing left.
     """
 
     def __init__(self, n: int, block_size: int, several: bool) -> None:
@@ -96,7 +96,7 @@ class Lane:
         """Nothing is left to read."""
         rows.own_labels()[j, at:] = NOTHING
         rows.tokens[j, at:] = self.end_of_text
-        rows.counts["ended"] += at == 1
+        rows.counts["ended"] += 1
 
     def advance(self, n: int, length: int) -> None:
         """Go on by n tokens of a passage of that length."""
@@ -119,4 +119,7 @@ class Lane:
         """The last token before the place: after a resume the passage it lies in is read again."""
         if self.last >= 0:
             return self.last
-        return int(self.open(rows).tokens[self.offset - 1]) if self.offset else self.end_of_text
+        if self.offset:
+            return int(self.open(rows).tokens[self.offset - 1])
+        before = (self.read(draw * self.lanes + self.number) for draw in range(self.draw - 1, -1, -1))
+        return next((int(passage.tokens[-1]) for passage in before if passage is not None), self.end_of_text)

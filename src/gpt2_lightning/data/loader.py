@@ -98,7 +98,8 @@ class PartStream(IterableDataset[Part | PlatformError]):
 class TrainLoader:
     """This rank's training batches from micro-step ``start`` to ``stop``.
 
-    ``waited_seconds`` adds up what its consumer has waited, ``counts`` what was begun, until somebody sets them back.
+    ``ended`` is true behind a step in which every lane has come to the end of the stream. ``waited_seconds`` adds up what
+    its consumer has waited, ``counts`` what was begun, until somebody sets them back.
     """
 
     def __init__(self, rows: RankRows, workers: int, start: int, stop: int) -> None:
@@ -108,7 +109,7 @@ class TrainLoader:
         self.waited_seconds, self.counts = 0.0, Counter[str]()
         self.places = rows.places.copy()
         self.kept = {start: rows.places.copy()}
-        self.ended = False
+        self.ended, self.ended_rows = False, 0
 
     def __len__(self) -> int:
         return self.stop
@@ -145,8 +146,9 @@ class TrainLoader:
             if not self.rows.overfit:
                 own[turn :: len(parts)] = part.places.numpy()
             self.counts.update(part.counts)
-        self.ended = sum(part.counts.get("ended", 0) for part in parts) == self.rows.batch_size
+        self.ended_rows += sum(part.counts.get("ended", 0) for part in parts)
         if (step + 1) % self.cycle == 0:
+            self.ended, self.ended_rows = self.ended_rows == len(self.places), 0
             self.kept[step + 1] = self.places.copy()
             self.kept.pop(step + 1 - KEPT_STEPS * self.cycle, None)
         tokens = weave([part.tokens for part in parts])

@@ -15,13 +15,14 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from gpt2_lightning.data.augment import Augmenter
-from gpt2_lightning.data.loader import TrainLoader
-from gpt2_lightning.data.source import mean_tokens
+from gpt2_lightning.data.source import mean_tokens, used_documents
 from gpt2_lightning.data.stream import Batch, StreamDataModule
 from gpt2_lightning.errors import ConfigError
+from gpt2_lightning.loss import IGNORED
 from gpt2_lightning.settings.augment import OPERATIONS, AugmentConfig
 from gpt2_lightning.settings.data import DataConfig
 
@@ -100,9 +101,13 @@ def read_rank(asked: Look, rank: int) -> Seen:
         next(batches)
     loader.counts.clear()
     began = time.perf_counter()
-    kept = list(batches)
-    seconds = time.perf_counter() - began
-    return Seen([row_hashes(batch) for batch in kept], loader.counts, tokens_by_corpus(loader, kept), seconds)
+    hashes, tokens, hashing = [], np.zeros(max(1, len(asked.data.corpora)), np.int64), 0.0
+    for batch in batches:
+        started = time.perf_counter()
+        hashes.append(row_hashes(batch))
+        tokens += tokens_by_corpus(batch, len(tokens))
+        hashing += time.perf_counter() - started
+    return Seen(hashes, loader.counts, tokens.tolist(), time.perf_counter() - began - hashing)
 
 
 def row_hashes(batch: Batch) -> list[bytes]:
@@ -120,12 +125,12 @@ def digest(seen: list[Seen]) -> str:
     return whole.hexdigest()
 
 
-def tokens_by_corpus(loader: TrainLoader, batches: list[Batch]) -> list[int]:
-    """How many targets came from each corpus."""
-    if not loader.rows.several:
-        return [sum(batch.targets.numel() for batch in batches)]
-    counts = sum(torch.bincount(batch.corpora.flatten().int(), minlength=256) for batch in batches if batch.corpora is not None)
-    return counts.tolist() if isinstance(counts, torch.Tensor) else []
+def tokens_by_corpus(batch: Batch, corpora: int) -> np.ndarray:
+    """How many targets that count came from each corpus."""
+    counted = batch.targets != IGNORED
+    if batch.corpora is None:
+        return np.array([int(counted.sum())])
+    return torch.bincount(batch.corpora[counted].int(), minlength=corpora).numpy()
 
 
 def print_corpora(data: StreamDataModule, seen: list[Seen]) -> None:
@@ -138,8 +143,8 @@ def print_corpora(data: StreamDataModule, seen: list[Seen]) -> None:
     print(f"{'corpus':20} {'documents':>11} {'held out':>9} {'tokens':>15} {'asked':>7} {'documents':>10} {'tokens':>7}")
     total = sum(corpus.weight for corpus in data.config.corpora.values())
     for i, (name, parts) in enumerate(data.corpora.items()):
-        held, exact = len(parts["train"]), parts["train"].tokenizer is not None
-        there = f"{'' if exact else '~'}{held * mean_tokens(parts['train'], data.tokenizer):,.0f}"
+        held, exact = used_documents(parts["train"], data.config.corpora[name]), parts["train"].tokenizer is not None
+        there = f"{'' if exact else '~'}{held * mean_tokens(parts['train'], held, data.tokenizer):,.0f}"
         asked = data.config.corpora[name].weight / total
         drawn = counts[f"corpus/{i}"] / max(1, counts["documents"])
         print(f"{name:20} {held:11,} {len(parts['validation']):9,} {there:>15} {asked:7.1%} {drawn:10.1%} "

@@ -3,11 +3,12 @@
 Draw g of the stream, any g, is a pure function of the seed and g: blocks of 4,096 draws hold every corpus's share of them in
 a keyed order, and the k-th draw of a corpus takes the k-th document of that corpus's own keyed permutation, anew each epoch.
 So every document comes exactly once an epoch, and nothing has to be replayed to stand at any place.
-One number: 1/8,192, the most by which a corpus's share can miss its weight.
+One number: 1/4,096, the most by which a corpus's share can miss its weight.
 Choice not taken: drawing the corpus by chance alone, which leaves no closed form for how often each was drawn before.
 """
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ __all__ = ["BLOCK", "Draw", "Mixture", "quotas"]
 
 BLOCK = 4096
 OWNERS, DOCUMENTS = 1, 2  # what a key is for
-CACHED_NUMBERS = 2**22  # of permutations, 32 MiB
+CACHED_NUMBERS = 2**20  # of a corpus's permutations, 8 MiB; two permutations where they are longer
 
 
 class Draw(NamedTuple):
@@ -50,8 +51,7 @@ class Mixture:
         self.limits = [None if e is None else e * n for e, n in zip(epochs, sizes, strict=True)]
         self.phases = plan(weights, self.limits)
         self.end = self.phases[-1].start * BLOCK if not any(self.phases[-1].quota) else None
-        kept = max(4, min(256, CACHED_NUMBERS // max(1, min(window, *sizes))))
-        self.permutation = lru_cache(kept)(self.make_permutation)
+        self.permutations = [self.cached_permutations(corpus) for corpus in range(len(sizes))]
         self.owners = lru_cache(64)(self.make_owners)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -68,7 +68,7 @@ class Mixture:
         if self.window == 1:
             return Draw(corpus, epoch, i)
         window, j = divmod(i, self.window)
-        return Draw(corpus, epoch, window * self.window + int(self.permutation(corpus, epoch, window)[j]))
+        return Draw(corpus, epoch, window * self.window + int(self.permutations[corpus](epoch, window)[j]))
 
     def place(self, g: int) -> tuple[int, int]:
         """The corpus of draw g, and how many draws of that corpus came before it."""
@@ -93,6 +93,11 @@ class Mixture:
         ranks = np.empty(BLOCK, np.int64)
         ranks[np.argsort(owners, kind="stable")] = within
         return owners, ranks
+
+    def cached_permutations(self, corpus: int) -> Callable[[int, int], np.ndarray]:
+        """A corpus's permutations by epoch and window; lanes stand in two of a large one, in many epochs of a small one."""
+        length = max(1, min(self.window, self.sizes[corpus]))
+        return lru_cache(max(2, min(256, CACHED_NUMBERS // length)))(partial(self.make_permutation, corpus))
 
     def make_permutation(self, corpus: int, epoch: int, window: int) -> np.ndarray:
         """The order of one window's documents."""

@@ -31,7 +31,7 @@ SAMPLED = 64  # documents whose tokens are counted to know how many a byte of th
 
 @runtime_checkable
 class Documents(Protocol):
-    """The documents of one part of a corpus by position; ``elements`` counts its bytes, or its tokens where it is tokenised."""
+    """The documents of one part of a corpus, or the segments of long ones, by position."""
 
     @property
     def fingerprint(self) -> str:
@@ -48,9 +48,12 @@ class Documents(Protocol):
         """The tokenizer of what is stored, None where that is text."""
         ...
 
-    @property
-    def elements(self) -> int:
-        """Bytes or tokens of all documents together."""
+    def elements(self, n: int) -> int:
+        """Bytes, or tokens where it is tokenised, of the first n together."""
+        ...
+
+    def first(self, documents: int | None) -> int:
+        """How many of these the first so many documents of the corpus make."""
         ...
 
     def __len__(self) -> int: ...
@@ -166,8 +169,7 @@ def ended(tokens: np.ndarray, end_of_text: int) -> np.ndarray:
 
 def used_documents(documents: Documents, corpus: CorpusConfig) -> int:
     """How many of a corpus's documents are trained on."""
-    there = len(documents) if corpus.weight else 0
-    return there if corpus.documents is None else min(there, corpus.documents)
+    return documents.first(corpus.documents) if corpus.weight else 0
 
 
 def check_sizes(config: DataConfig, sizes: list[int]) -> None:
@@ -185,20 +187,20 @@ def draw_weights(config: DataConfig, documents: list[Documents], augment: Augmen
         return weights
     tokenizer = load_tokenizer(config.tokenizer)
     lengths = [
-        mean_tokens(d, tokenizer) * expected_length(own_augmentation(c, augment)) if c.weight else 1.0
+        mean_tokens(d, used_documents(d, c), tokenizer) * expected_length(own_augmentation(c, augment)) if c.weight else 1.0
         for d, c in zip(documents, config.corpora.values(), strict=True)
     ]
     return [weight / length for weight, length in zip(weights, lengths, strict=True)]
 
 
-def mean_tokens(documents: Documents, tokenizer: Tokenizer) -> float:
-    """Tokens a document: counted where they are stored, else from the bytes of all and the tokens a byte of a sample."""
-    if documents.tokenizer is not None:
-        return documents.elements / len(documents)
-    chosen = {i * len(documents) // SAMPLED for i in range(SAMPLED)}
+def mean_tokens(documents: Documents, n: int, tokenizer: Tokenizer) -> float:
+    """Tokens of one of the first n: counted where they are stored, else from their bytes and the tokens a byte of a sample."""
+    if documents.tokenizer is not None or not n:
+        return documents.elements(n) / max(1, n)
+    chosen = {i * n // SAMPLED for i in range(SAMPLED)}
     texts = [documents.text(i) for i in sorted(chosen)]
     tokens_per_byte = sum(len(tokenizer.encode(t)) for t in texts) / max(1, sum(len(t.encode()) for t in texts))
-    return documents.elements / len(documents) * tokens_per_byte + 1
+    return documents.elements(n) / n * tokens_per_byte + 1
 
 
 def validation_tokens(documents: Documents, tokenizer: Tokenizer, enough: int | None) -> Iterator[np.ndarray]:

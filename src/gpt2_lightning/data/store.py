@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -41,18 +42,28 @@ Pieces = Callable[[Reading], Iterator[Piece]]
 class Store:
     """The documents of one part, ``train`` or ``validation``, of a store's folder; raises DataError when it was cut short."""
 
-    def __init__(self, folder: Path, part: str, built: bool = False) -> None:
-        self.folder, self.part, self.built = folder, part, built
-        manifest = json.loads((folder / "store.json").read_text(encoding="utf-8"))
-        self.fingerprint: str = manifest["fingerprint"]
-        self.warnings: list[str] = manifest["warnings"]
-        self.tokenizer = load_tokenizer(manifest["tokenizer"]) if manifest["tokenizer"] else None
+    def __init__(self, folder: Path, part: str, made: list[Path] | None = None) -> None:
+        self.folder, self.part, self.made = folder, part, made  # made: the folders made for it, where this command built it
+        try:
+            manifest = json.loads((folder / "store.json").read_text(encoding="utf-8"))
+            self.fingerprint: str = manifest["fingerprint"]
+            self.warnings: list[str] = manifest["warnings"]
+            self.tokenizer = load_tokenizer(manifest["tokenizer"]) if manifest["tokenizer"] else None
+            self.file = (folder / f"{part}.bin").open("rb", buffering=0)
+            if [(folder / f"{part}.{end}").stat().st_size for end in ("bin", "index")] != manifest["sizes"][part]:
+                raise ValueError("its files are not as long as when they were written")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise self.damaged(str(error)) from error
         self.dtype = np.dtype("<u2") if self.tokenizer else np.dtype("u1")
         index = folder / f"{part}.index"
         size = index.stat().st_size // INDEX.itemsize
         entries = np.asarray(np.memmap(index, INDEX, "r", shape=(size,))) if size else np.empty(0, INDEX)
         self.ends, self.whole = entries["end"], entries["whole"]
-        self.file = (folder / f"{part}.bin").open("rb", buffering=0)
+
+    def damaged(self, why: str) -> DataError:
+        """The error for what is on disk."""
+        rule = f"is damaged: {why}"
+        return DataError("store", key="folder", value=str(self.folder), rule=rule, remedy="Remove the folder to build it again")
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Opened anew in another process."""
@@ -61,10 +72,15 @@ class Store:
     def __len__(self) -> int:
         return len(self.ends)
 
-    @property
-    def elements(self) -> int:
-        """Bytes of text, or tokens, of all documents together."""
-        return int(self.ends[-1]) if len(self.ends) else 0
+    def elements(self, n: int) -> int:
+        """Bytes of text, or tokens, of the first n together."""
+        return int(self.ends[n - 1]) if n else 0
+
+    def first(self, documents: int | None) -> int:
+        """How many segments the first so many documents of the corpus have; None means all."""
+        if documents is None or documents >= int(self.whole.sum()):
+            return len(self)
+        return int(np.flatnonzero(self.whole)[documents - 1]) + 1
 
     def is_whole(self, i: int) -> bool:
         """Whether a document of the corpus ends with document i: a long one is stored as several."""
@@ -77,8 +93,7 @@ class Store:
         size = int(self.ends[i]) * width - start
         content = os.pread(self.file.fileno(), size, start)
         if len(content) < size:
-            rule = f"was cut short while it was read: byte {start + len(content)} of document {i} is gone"
-            raise DataError("store", key="file", value=self.file.name, rule=rule, remedy="Remove its folder to build it again")
+            raise self.damaged(f"it was cut short while it was read, byte {start + len(content)} of '{self.part}.bin' is gone")
         return content
 
     def tokens(self, i: int) -> np.ndarray:
@@ -88,7 +103,10 @@ class Store:
     def text(self, i: int) -> str:
         """The text of document i."""
         if self.tokenizer is None:
-            return self.read(i).decode()
+            try:
+                return self.read(i).decode()
+            except UnicodeDecodeError as error:
+                raise self.damaged(f"document {i} of '{self.part}.bin' is not UTF-8") from error
         return self.tokenizer.decode(self.tokens(i)[:-1].tolist())
 
 
@@ -101,32 +119,32 @@ def open_store(name: str, read: Pieces, made_from: dict[str, Any], tokenizer: st
     made_from = {"format": FORMAT, "tokenizer": tokenizer, **made_from}
     key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
     place = cache / f"{name}-{key}"
-    built = not (place / "store.json").is_file()
-    if built:
-        build_at(place, read, tokenizer)
-    return {part: Store(place, part, built) for part in PARTS}
+    made = None if (place / "store.json").is_file() else build_at(place, read, tokenizer)
+    return {part: Store(place, part, made) for part in PARTS}
 
 
 def discard(store: Store) -> None:
-    """Remove a store that this command built for a run that is refused."""
-    if store.built:
-        shutil.rmtree(store.folder, ignore_errors=True)
-        remove_empty([store.folder.parent, store.folder.parent.parent])
+    """Remove a store that this command built for a run that is refused, and the folders it made for it."""
+    if store.made is not None and store.folder.is_dir():
+        remove(store.folder)
+        remove_empty(store.made)
 
 
-def build_at(place: Path, read: Pieces, tokenizer: str | None) -> None:
-    """Build a store under a lock; raises OutputError where it cannot be written."""
+def build_at(place: Path, read: Pieces, tokenizer: str | None) -> list[Path]:
+    """Build a store, and give the folders that were made for it; raises OutputError where it cannot be written.
+
+    Whoever else needs it waits at the lock; but nothing depends on the lock, since everybody builds in a folder of their own.
+    """
     made = [folder for folder in (place.parent, *place.parent.parents) if not folder.exists()]
-    partial = place.with_name(f".{place.name}.{os.getpid()}")
-    lock = place.with_name(f".{place.name}.lock")
+    partial, lock = own_name(place), place.with_name(f".{place.name}.lock")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(lock):
+            clear(place)
             if not (place / "store.json").is_file():
-                clear(place)
-                partial.mkdir()
+                partial.mkdir(parents=True)
                 write_store(partial, read, tokenizer)
-                partial.replace(place)
+                put(partial, place)
     except OSError as error:
         if isinstance(error, PlatformError):
             raise
@@ -136,13 +154,49 @@ def build_at(place: Path, read: Pieces, tokenizer: str | None) -> None:
             lock.unlink()
         shutil.rmtree(partial, ignore_errors=True)
         remove_empty(made)
+    return made
+
+
+def put(partial: Path, place: Path) -> None:
+    """Give a finished store its name; one that somebody else has finished meanwhile stays."""
+    if place.exists() and not (place / "store.json").is_file():
+        remove(place)
+    try:
+        partial.replace(place)
+    except OSError:
+        if not (place / "store.json").is_file():
+            raise
+
+
+def own_name(place: Path) -> Path:
+    """A name beside a store's that no other living process of any machine uses."""
+    return place.with_name(f".{place.name}.{socket.gethostname()}.{os.getpid()}")
+
+
+def remove(folder: Path) -> None:
+    """Take a folder away under another name first, so that it is never half there."""
+    away = own_name(folder).with_name(f"{own_name(folder).name}.gone")
+    folder.replace(away)
+    shutil.rmtree(away, ignore_errors=True)
 
 
 def clear(place: Path) -> None:
-    """Remove what killed builds have left of this store."""
-    for left in place.parent.glob(f".{place.name}.*"):
-        if left.is_dir():
+    """Remove what processes of this machine that are no more have left of this store."""
+    for left in place.parent.glob(f".{place.name}.{socket.gethostname()}.*"):
+        pid = left.name.removesuffix(".gone").rpartition(".")[2]
+        if left.is_dir() and not (pid.isdecimal() and is_alive(int(pid))):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine runs."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def remove_empty(folders: Iterable[Path]) -> None:
@@ -160,10 +214,12 @@ def write_store(folder: Path, read: Pieces, tokenizer: str | None) -> None:
     for piece, data, elements in encoded(progress(read, reading), load_tokenizer(tokenizer) if tokenizer else None):
         parts[piece.part].add(data, elements, piece.whole)
         digest.update(f"\0{piece.part}{piece.whole}".encode() + (piece.text.encode() if tokenizer else data))
-    for part in parts.values():
-        part.close()
-    manifest = {"format": FORMAT, "fingerprint": digest.hexdigest(), "tokenizer": tokenizer, "warnings": reading.warnings}
-    (folder / "store.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    sizes = {name: part.close() for name, part in parts.items()}
+    manifest = {"format": FORMAT, "fingerprint": digest.hexdigest(), "tokenizer": tokenizer, "sizes": sizes}
+    with (folder / "store.json").open("w", encoding="utf-8") as file:
+        json.dump(manifest | {"warnings": reading.warnings}, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 class PartWriter:
@@ -179,12 +235,15 @@ class PartWriter:
         self.content.write(data)
         self.index.write(np.array((self.end, whole), INDEX).tobytes())
 
-    def close(self) -> None:
-        """Flush to the disk and close."""
+    def close(self) -> list[int]:
+        """Flush to the disk, close, and say how many bytes the two files have."""
+        sizes = []
         for file in (self.content, self.index):
             file.flush()
             os.fsync(file.fileno())
+            sizes.append(file.tell())
             file.close()
+        return sizes
 
 
 def progress(read: Pieces, reading: Reading) -> Iterator[Piece]:

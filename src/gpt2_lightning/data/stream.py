@@ -5,6 +5,7 @@ One number: 0, the workers by default: tokenising takes a fraction of a small mo
 """
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,15 @@ from gpt2_lightning.data.blocks import require_tokens, sample_tokens, validation
 from gpt2_lightning.data.lanes import NOTHING, Read
 from gpt2_lightning.data.loader import Batch, RankRows, TrainLoader
 from gpt2_lightning.data.recall import recall_passage, recall_validation
-from gpt2_lightning.data.source import Corpora, Source, close_corpora, document_tokens, open_corpora, validation_tokens
+from gpt2_lightning.data.source import (
+    Corpora,
+    Source,
+    close_corpora,
+    document_tokens,
+    open_corpora,
+    own_augmentation,
+    validation_tokens,
+)
 from gpt2_lightning.data.tokens import Tokenizer, load_tokenizer
 from gpt2_lightning.errors import CheckpointError, PlatformError
 from gpt2_lightning.loss import IGNORED
@@ -143,18 +152,19 @@ class StreamDataModule(LightningDataModule):
 
     def val_dataloader(self) -> list["Batches"]:
         """This rank's share of every corpus's validation batches; dealt in turn, so shares differ by one batch at most."""
-        return [Batches(self.deal(*part, *self.world())) for part in self.validation]
+        return [self.deal(*part, *self.world()) for part in self.validation]
 
     def world(self) -> tuple[int, int]:
         """Ranks, and which of them this is."""
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
 
-    def deal(self, inputs: np.ndarray, targets: np.ndarray, ranks: int, rank: int) -> list[Batch]:
+    def deal(self, inputs: np.ndarray, targets: np.ndarray, ranks: int, rank: int) -> "Batches":
         """Every ``ranks``-th batch of one corpus; a rank that gets none takes part with one that predicts nothing."""
         size = self.config.batch_size
         starts = range(0, len(inputs), size)[: self.config.val_batches]
-        batches = [to_batch(inputs[i : i + size], targets[i : i + size]) for i in starts[rank::ranks]]
-        return batches or [to_batch(inputs[:1], np.full_like(targets[:1], NOTHING))]
+        if rank >= len(starts):
+            return Batches(inputs[:1], np.full_like(targets[:1], NOTHING), range(1), size)
+        return Batches(inputs, targets, starts[rank::ranks], size)
 
     def state_dict(self) -> dict[str, Any]:
         """Where every lane of every rank stands behind the last step that was trained; to be called by all ranks together."""
@@ -163,13 +173,13 @@ class StreamDataModule(LightningDataModule):
         step = self.trainer.global_step
         places = torch.from_numpy(self.loader.kept[step * self.accumulate]).to(self.trainer.strategy.root_device)
         places = self.trainer.strategy.all_gather(places).reshape(-1, 2).cpu()
-        return {"step": step, "places": places, "block_size": self.block_size, "corpora": self.fingerprints()}
+        return {"step": step, "places": places, "order": self.order(), "corpora": self.fingerprints()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Stand where the state says; raises CheckpointError where data or rows are others than those it was saved with."""
         lanes = self.config.batch_size * self.accumulate * self.world()[0]
-        then: dict[str, Any] = {"rows a step": len(state_dict["places"]), "model.block_size": state_dict["block_size"]}
-        now: dict[str, Any] = {"rows a step": lanes, "model.block_size": self.block_size}
+        then: dict[str, Any] = {"rows a step": len(state_dict["places"]), **state_dict["order"]}
+        now: dict[str, Any] = {"rows a step": lanes, **self.order()}
         if not self.config.accept_changes:
             then |= {f"text of {name}": print_ for name, print_ in state_dict["corpora"].items()}
             now |= {f"text of {name}": print_ for name, print_ in self.fingerprints().items()}
@@ -178,22 +188,41 @@ class StreamDataModule(LightningDataModule):
                 raise differs(key, then.get(key, "none"), now.get(key, "none"))
         self.resumed = state_dict
 
+    def order(self) -> dict[str, Any]:
+        """The settings that the order and the content of the rows depend on, by their keys."""
+        config = {"seed": self.seed, "model.block_size": self.block_size, "data.corpora": ", ".join(self.names)}
+        config |= {f"data.{key}": getattr(self.config, key) for key in ("tokenizer", "weigh", "shuffle_documents")}
+        for name, corpus in self.config.corpora.items():
+            own = {key: getattr(corpus, key) for key in ("weight", "epochs", "documents")}
+            augment = flat("augment", asdict(own_augmentation(corpus, self.augment)))
+            config |= {f"data.corpora.{name}.{key}": value for key, value in (own | augment).items()}
+        return config
+
     def fingerprints(self) -> dict[str, str]:
         """What tells each corpus's text apart from any other."""
         return {name: parts["train"].fingerprint for name, parts in self.corpora.items()}
 
 
 class Batches:
-    """A list of batches that Lightning does not unpack."""
+    """The batches of ``size`` rows from each of ``starts`` on, made as they are asked for."""
 
-    def __init__(self, batches: list[Batch]) -> None:
-        self.batches = batches
+    def __init__(self, inputs: np.ndarray, targets: np.ndarray, starts: range, size: int) -> None:
+        self.inputs, self.targets, self.starts, self.size = inputs, targets, starts, size
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self.starts)
 
     def __iter__(self) -> Iterator[Batch]:
-        return iter(self.batches)
+        for i in self.starts:
+            yield to_batch(self.inputs[i : i + self.size], self.targets[i : i + self.size])
+
+
+def flat(prefix: str, tree: dict[str, Any]) -> dict[str, Any]:
+    """The leaves of nested settings by their dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= flat(f"{prefix}.{key}", value) if isinstance(value, dict) else {f"{prefix}.{key}": value}
+    return found
 
 
 def differs(key: str, then: Any, now: Any) -> CheckpointError:
@@ -205,6 +234,6 @@ def differs(key: str, then: Any, now: Any) -> CheckpointError:
 
 
 def to_batch(inputs: np.ndarray, targets: np.ndarray) -> Batch:
-    """Tensors the trainer takes; -1 becomes IGNORED."""
-    y = torch.from_numpy(targets.astype(np.int64))
-    return Batch(torch.from_numpy(inputs.astype(np.int64)), y.masked_fill_(y < 0, IGNORED))
+    """Tensors the trainer takes; -1 becomes IGNORED as a target, and any token as an input."""
+    x, y = torch.from_numpy(inputs.astype(np.int64)), torch.from_numpy(targets.astype(np.int64))
+    return Batch(x.clamp_(min=0), y.masked_fill_(y < 0, IGNORED))

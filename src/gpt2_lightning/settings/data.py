@@ -9,6 +9,7 @@ from gpt2_lightning.settings.augment import AugmentConfig
 from gpt2_lightning.settings.setting import Settings, setting
 
 TOKENIZERS = {"gpt2": 50257, "bytes": 257}  # name: size of its vocabulary, end-of-text included
+MOST_CORPORA = 256
 SPLITS = ("file", "line", "blank_line", "end_of_text")
 
 
@@ -30,7 +31,9 @@ class CorpusConfig(Settings):
     join: int = setting(1, "consecutive rows of a hub data set that make one document", at_least=1)
     invalid: str = setting("refuse", "what to do with invalid UTF-8", choices=("refuse", "replace"))
     documents: int | None = setting(None, "most documents to train on, the first there are (none: all)", at_least=1)
-    weight: float = setting(1.0, "share in the mixture, relative to the other corpora (0: validation only)", at_least=0)
+    weight: float = setting(
+        1.0, "share in the mixture, relative to the other corpora (0: validation only)", at_least=0, at_most=1e9
+    )
     epochs: int | None = setting(None, "times it is read before it ends (none: without end)", at_least=1)
     loss_weight: float = setting(1.0, "weight of its tokens in the training loss", at_least=0)
     augmented: bool = setting(True, "apply augmentation to it: its own where it has some, else the run's")
@@ -68,10 +71,13 @@ class DataConfig(Settings):
 
     def check_rules(self) -> None:
         """Something is read: a made-up task, or corpora of which one or more are trained on."""
+        self.check_short_keys()
         if self.synthetic is not None:
             return
         if not self.corpora:
             raise self.refuse("corpora", "no corpus was given", "Set data=shakespeare, or data=local data.path=FILE")
+        if len(self.corpora) > MOST_CORPORA:
+            raise self.refuse("corpora", f"there are {len(self.corpora)}, and at most {MOST_CORPORA} are told apart")
         for name in self.corpora:
             if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", name):
                 rule = f"'{name}' is no name: 1 to 64 letters, digits, '_', '-' or '.', the first a letter, digit or '_'"
@@ -79,3 +85,10 @@ class DataConfig(Settings):
         if not any(corpus.weight for corpus in self.corpora.values()):
             names = ", ".join(self.corpora)
             raise self.refuse("corpora", "all weights are 0", f"Set data.corpora.NAME.weight=1 for one of {names}")
+
+    def check_short_keys(self) -> None:
+        """Refuse ``path``, ``validation`` and ``split`` where no corpus takes them over."""
+        for name, unset in (("path", None), ("validation", None), ("split", "file")):
+            value = getattr(self, name)
+            if value != unset and all(getattr(corpus, name) != value for corpus in self.corpora.values()):
+                raise self.refuse(name, "has no effect on these corpora", f"Set data=local, or data.corpora.NAME.{name}")
