@@ -168,6 +168,7 @@ def test_the_loss_of_each_corpus_is_logged_apart_and_can_be_weighted(command: Co
     assert plays[-2]["train/cross_entropy"] == pytest.approx(plays[-2]["train/plays/cross_entropy"], rel=0.02)
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_its_corpora(command: Command, tmp_path: Path) -> None:
     for devices in (1, 2):
         words = (
@@ -208,6 +209,7 @@ def test_patience_stops_a_run_that_gets_no_better(command: Command, tmp_path: Pa
     assert (result["steps"], result["best_step"]) == (6, 2)
 
 
+@pytest.mark.slow
 def test_compiled_training_gives_the_same_losses(command: Command, tmp_path: Path) -> None:
     for run_id, flag in (("plain", "false"), ("compiled", "true")):
         train(
