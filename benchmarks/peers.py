@@ -47,7 +47,8 @@ class Loop:
 
     def step(self) -> None:
         """One step of training."""
-        inputs, targets = (part.to(self.device) for part in next(self.batches))
+        batch = next(self.batches)
+        inputs, targets = (part.contiguous().to(self.device) for part in (batch.inputs, batch.targets))
         self.optimizer.zero_grad()
         with torch.autocast(self.device, torch.bfloat16, enabled=self.config.trainer.precision == "bf16-mixed"):
             loss = self.objective(inputs, targets)

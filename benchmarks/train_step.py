@@ -149,7 +149,7 @@ def train_ours(config: RunConfig, last: Callback) -> None:
     seed_everything(config.seed, verbose=False)
     data = open_data(config)
     folder = open_folder(config)
-    module = GPT2Module(config, data.val_names, data.bytes_per_token)
+    module = GPT2Module(config, data.names, data.bytes_per_token)
     dashboard = Dashboard(folder, config, data)
     best = KeepBest(folder / "checkpoints", config.checkpoint.save, config.trainer.patience)
     fit(build_trainer(config, folder, [dashboard, best, last]), module, data)

@@ -86,3 +86,23 @@ def test_at_the_end_the_rest_predicts_nothing() -> None:
     assert (rows.labels[:, 1:].ravel()[:13] == rows.tokens[:, 1:].ravel()[:13]).all()
     assert (rows.labels[:, 1:].ravel()[13:] == NOTHING).all()
     assert rows.counts["ended"] == 2
+
+
+def test_records_begin_and_end_in_one_row_and_the_rest_is_padded() -> None:
+    lane = Lane(reader([3, 2, 5, 12]), 0, 1, END, records=True)
+    rows = fill(lane, 4)
+    assert rows.tokens[:, 1:].tolist() == [
+        [0, 1, 2, END, 3, 4, END, END],
+        [5, 6, 7, 8, 9, END, END, END],
+        [10, 11, 12, 13, 14, 15, 16, 17],  # cut
+        [0, 1, 2, END, 3, 4, END, END],
+    ]
+    assert rows.labels[:, 1:].tolist() == [
+        [0, 1, 2, END, 3, 4, END, NOTHING],
+        [5, 6, 7, 8, 9, END, NOTHING, NOTHING],
+        [10, 11, 12, 13, 14, 15, 16, 17],
+        [0, 1, 2, END, 3, 4, END, NOTHING],
+    ]
+    assert (rows.tokens[:, 0] == END).all()
+    again = fill(Lane(reader([3, 2, 5, 12]), 0, 1, END, 3, 0, records=True), 1)
+    assert np.array_equal(again.tokens, rows.tokens[2:3])

@@ -55,10 +55,16 @@ class Rows:
 
 
 class Lane:
-    """Lane ``number`` of ``lanes``; ``draw`` and ``offset`` are its place."""
+    """Lane ``number`` of ``lanes``; ``draw`` and ``offset`` are its place.
 
-    def __init__(self, read: Read, number: int, lanes: int, end_of_text: int, draw: int = 0, offset: int = 0) -> None:
-        self.read, self.number, self.lanes, self.end_of_text = read, number, lanes, end_of_text
+    With ``records`` no passage goes on in the next row: what does not fit the rest of a row begins the next one, behind
+    end-of-text, and what is longer than a row is cut.
+    """
+
+    def __init__(
+        self, read: Read, number: int, lanes: int, end_of_text: int, draw: int = 0, offset: int = 0, records: bool = False
+    ) -> None:
+        self.read, self.number, self.lanes, self.end_of_text, self.records = read, number, lanes, end_of_text, records
         self.draw, self.offset = draw, offset
         self.passage: Passage | None = None
         self.last = -1  # the token before the place, first of the next row; -1 when it has to be looked up
@@ -69,11 +75,15 @@ class Lane:
         At the end of the stream the rest of the row, or all of it, predicts nothing.
         """
         row, size, at = rows.tokens[j], rows.tokens.shape[1], 1
-        row[0] = self.token_before(rows)
+        row[0] = self.end_of_text if self.records else self.token_before(rows)
         while at < size:
             try:
                 passage = self.passage or self.open(rows)
             except EndOfStream:
+                rows.counts["ended"] += 1
+                self.pad(rows, j, at)
+                break
+            if self.records and at > 1 and size - at < len(passage.tokens):
                 self.pad(rows, j, at)
                 break
             n = min(size - at, len(passage.tokens) - self.offset)
@@ -84,7 +94,7 @@ class Lane:
             if rows.corpora is not None:
                 rows.corpora[j, at : at + n] = passage.corpus
             at += n
-            self.advance(n, len(passage.tokens))
+            self.advance(len(passage.tokens) if self.records else n, len(passage.tokens))
         self.last = int(row[-1])
 
     def write_labels(self, rows: Rows, j: int, at: int, passage: Passage, taken: slice) -> None:
@@ -93,10 +103,9 @@ class Lane:
         rows.own_labels()[j, at : at + taken.stop - taken.start] = labels[taken]
 
     def pad(self, rows: Rows, j: int, at: int) -> None:
-        """Nothing is left to read."""
+        """Nothing more stands in this row."""
         rows.own_labels()[j, at:] = NOTHING
         rows.tokens[j, at:] = self.end_of_text
-        rows.counts["ended"] += 1
 
     def advance(self, n: int, length: int) -> None:
         """Go on by n tokens of a passage of that length."""

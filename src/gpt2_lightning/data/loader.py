@@ -55,6 +55,7 @@ class RankRows:
     places: np.ndarray
     end_of_text: int
     several: bool
+    records: bool = False
     overfit: bool = False
 
 
@@ -77,12 +78,17 @@ class PartStream(IterableDataset[Part | PlatformError]):
         r = self.rows
         size = r.batch_size
         own = [n for n in range(len(r.places)) if n % size % turns == turn]
-        lanes = {n: Lane(r.read, r.first + n, r.lanes, r.end_of_text, *r.places[n].tolist()) for n in own}
+        lanes = {n: self.lane(n) for n in own}
         cycle = len(r.places) // size
         first = [lanes[n] for n in own if n // size == 0]
         part = self.fill(first) if r.overfit else None
         for step in range(self.start, self.stop):
             yield part or self.fill([lanes[n] for n in own if n // size == step % cycle])
+
+    def lane(self, n: int) -> Lane:
+        """The rank's n-th lane, at its place."""
+        r, (draw, offset) = self.rows, self.rows.places[n].tolist()
+        return Lane(r.read, r.first + n, r.lanes, r.end_of_text, draw, offset, r.records)
 
     def fill(self, lanes: list[Lane]) -> Part:
         """One row of each lane."""

@@ -146,6 +146,7 @@ class StreamDataModule(LightningDataModule):
             places=places[own * rank : own * (rank + 1)],
             end_of_text=self.tokenizer.end_of_text,
             several=len(self.names) > 1,
+            records=self.config.records,
             overfit=self.config.overfit,
         )
         return TrainLoader(rows, self.config.workers, start, self.max_steps * self.accumulate)
@@ -191,7 +192,7 @@ class StreamDataModule(LightningDataModule):
     def order(self) -> dict[str, Any]:
         """The settings that the order and the content of the rows depend on, by their keys."""
         config = {"seed": self.seed, "model.block_size": self.block_size, "data.corpora": ", ".join(self.names)}
-        config |= {f"data.{key}": getattr(self.config, key) for key in ("tokenizer", "weigh", "shuffle_documents")}
+        config |= {f"data.{key}": getattr(self.config, key) for key in ("tokenizer", "weigh", "shuffle_documents", "records")}
         for name, corpus in self.config.corpora.items():
             own = {key: getattr(corpus, key) for key in ("weight", "epochs", "documents")}
             augment = flat("augment", asdict(own_augmentation(corpus, self.augment)))

@@ -66,6 +66,7 @@ class DataConfig(Settings):
     workers: int = setting(0, "processes that prepare batches (0: the training process)", at_least=0)
     segment_characters: int = setting(16_384, "a longer document is read as several of about this length", at_least=256)
     shuffle_documents: int = setting(1_048_576, "documents within which the order is shuffled (1: stored order)", at_least=1)
+    records: bool = setting(False, "rows of whole documents, padded: what does not fit begins the next row")
     accept_changes: bool = setting(False, "resume although a corpus is another than when the checkpoint was saved")
     overfit: bool = setting(False, "repeat the first batch, for debugging")
 

@@ -1,0 +1,31 @@
+"""The benchmarks run and print their ratios; what they find is not tested."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["train_step.py", "--model", "nano", "--rounds", "1", "--steps", "2"], "transformers/ours"),
+        (
+            ["train_step.py", "--model", "nano", "--rounds", "1", "--steps", "2", "--apart", "--contenders", "textbook"],
+            "textbook/ours",
+        ),
+        (["penalty.py", "--model", "nano", "--rounds", "1"], "penalty/step"),
+        (["stream.py", "--rounds", "1", "--megabytes", "8"], "text / tiktoken"),
+    ],
+)
+def test_a_benchmark_prints_its_ratios(tmp_path: Path, words: list[str], line: str) -> None:
+    script = str(BENCHMARKS / words[0])
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, script, *words[1:]], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert line in done.stdout
