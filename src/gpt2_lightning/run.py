@@ -36,6 +36,8 @@ RUN_ID = "GPT2_LIGHTNING_RUN_ID"  # tells the other ranks the id that rank 0 cho
 def train(config: RunConfig) -> None:
     """Train as configured; raises PlatformError with what stood in the way."""
     check_machine(config)
+    if not is_other_rank():
+        check_id(runs_folder(config), config.run.id)
     seed_everything(config.seed, verbose=False)
     data = open_data(config)
     folder = open_folder(config)
@@ -84,8 +86,8 @@ def look_at_data(config: RunConfig, n: int, skip: int, workers: int, ranks: int)
 
 def open_folder(config: RunConfig) -> Path:
     """Make the run's folder and write its config.yaml; raises OutputError. Other ranks open the one rank 0 made."""
-    parent = Path(config.run.folder).absolute() / "runs" / config.run.name
-    if RUN_ID in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
+    parent = runs_folder(config)
+    if is_other_rank():
         return parent / os.environ[RUN_ID]
     try:
         folder = make_folder(parent, config.run.id)
@@ -100,13 +102,28 @@ def open_folder(config: RunConfig) -> Path:
     return folder
 
 
+def runs_folder(config: RunConfig) -> Path:
+    """Where the runs of this name are."""
+    return Path(config.run.folder).absolute() / "runs" / config.run.name
+
+
+def is_other_rank() -> bool:
+    """Whether rank 0 has made the run's folder already, and this is another rank."""
+    return RUN_ID in os.environ and os.environ.get("LOCAL_RANK", "0") != "0"
+
+
+def check_id(parent: Path, run_id: str) -> None:
+    """Raise OutputError when a run of that id is there."""
+    if run_id != "auto" and (parent / run_id).exists():
+        remedy = "Give another run.id, or none"
+        raise OutputError("run folder", key="run.id", value=run_id, rule=f"exists already in '{parent}'", remedy=remedy)
+
+
 def make_folder(parent: Path, run_id: str) -> Path:
     """A new folder of that id, or of the date and time where the id is ``auto``."""
     parent.mkdir(parents=True, exist_ok=True)
+    check_id(parent, run_id)
     if run_id != "auto":
-        if (parent / run_id).exists():
-            remedy = "Give another run.id, or none"
-            raise OutputError("run folder", key="run.id", value=run_id, rule=f"exists already in '{parent}'", remedy=remedy)
         (parent / run_id).mkdir()
         return parent / run_id
     now = datetime.now().strftime("%Y%m%d-%H%M%S")
