@@ -116,10 +116,6 @@ class HubDocuments:
         first = self.position(i) * self.config.join
         return "\n".join(self.rows.row(n) for n in range(first, min(first + self.config.join, len(self.rows))))
 
-    def tokens(self, i: int) -> np.ndarray:
-        """There is no text but raw text here."""
-        raise NotImplementedError
-
     def is_whole(self, i: int) -> bool:
         """Documents are not cut."""
         return True

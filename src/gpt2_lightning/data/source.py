@@ -62,10 +62,6 @@ class Documents(Protocol):
         """The text of document i."""
         ...
 
-    def tokens(self, i: int) -> np.ndarray:
-        """The tokens of document i with end-of-text, where it is tokenised."""
-        ...
-
     def is_whole(self, i: int) -> bool:
         """Whether a document of the corpus ends with it."""
         ...
@@ -155,7 +151,7 @@ def own_augmentation(corpus: CorpusConfig, augment: AugmentConfig) -> AugmentCon
 
 def document_tokens(documents: Documents, i: int, tokenizer: Tokenizer) -> np.ndarray:
     """The tokens of a document and end-of-text."""
-    if documents.tokenizer is not None:
+    if isinstance(documents, Store) and documents.tokenizer is not None:
         return documents.tokens(i)
     return ended(tokenizer.encode(documents.text(i)), tokenizer.end_of_text)
 
