@@ -182,7 +182,7 @@ def marked(before: str, after: str) -> str:
 
 def print_block(data: StreamDataModule, asked: Look) -> None:
     """The first row: what goes in, and how many of its targets count."""
-    batch = next(iter(open_stream(replace(asked, ranks=1, workers=0)).rank_loader(1, 0)))
+    batch = next(iter(data.rank_loader(asked.ranks, 0)))
     counted = int((batch.targets[0] >= 0).sum())
     print(f"\none row, {batch.inputs.shape[1]} tokens, of which {counted} targets count, | where end-of-text stands:")
     print("  " + " ".join(block_text(data, batch).split()))
