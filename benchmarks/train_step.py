@@ -121,6 +121,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="torch.compile for every contender")
     parser.add_argument("--rounds", type=int, default=15, help="rounds that count; one more is warm-up")
     parser.add_argument("--steps", type=int, help="steps of a contender in a round; default: by model")
+    parser.add_argument("--rows", type=int, help="rows of a batch; default: by model")
     parser.add_argument("--contenders", nargs="*", choices=PEERS, default=list(PEERS), help="beside ours")
     parser.add_argument("--with-memory", action="store_true", help="each contender's peak memory, in a process of its own")
     parser.add_argument("--memory", choices=("ours", *PEERS, NOTHING), help="only the peak memory of this one, in bytes")
@@ -141,6 +142,7 @@ def run_config(args: argparse.Namespace, folder: str, max_steps: int) -> RunConf
     trainer |= {"precision": PRECISIONS[args.precision], "accelerator": args.accelerator, "compile": args.compile}
     overrides = [f"trainer.{key}={value}" for key, value in trainer.items()]
     overrides += ["optimizer.lr=1e-5", "schedule=constant", "data.val_batches=1", "checkpoint.save=false"]
+    overrides += [f"data.batch_size={args.rows}"] if args.rows else []
     return compose_config([*SHAPES[args.model], *overrides, f"run.folder={folder}"])
 
 
