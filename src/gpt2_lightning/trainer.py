@@ -18,6 +18,7 @@ from gpt2_lightning.checkpoint import load_checkpoint, save_checkpoint, share_ch
 from gpt2_lightning.config import RunConfig
 from gpt2_lightning.errors import MachineError, NumbersError
 from gpt2_lightning.module import GPT2Module
+from gpt2_lightning.processor import processor_flags
 
 __all__ = ["KeepBest", "WholeFiles", "build_trainer", "choose_devices"]
 
@@ -126,15 +127,6 @@ def choose_precision(precision: str, accelerator: str) -> str:
         rule = f"is not supported on this {accelerator}, which supports {', '.join(supported)}"
         raise MachineError("precision", key="trainer.precision", value=precision, rule=rule)
     return precision
-
-
-def processor_flags() -> set[str]:
-    """The CPU's feature flags, where the system says them."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return set()
-    return set(next((line for line in text.splitlines() if line.startswith("flags")), "").split())
 
 
 def keep_freed_memory() -> None:
