@@ -88,6 +88,8 @@ def test_repetition_is_the_share_of_4_grams_seen_before_in_their_text(texts: lis
         ([[1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7, 8]], (math.exp(-1) + (1 / 2 * 3 / 7 * 1 / 3 * 1 / 5) ** (1 / 4)) / 2),
         # two tokens have two orders: all matched, at penalty exp(1 - 3/2); of three tokens 2/3, 1/2 and no trigram
         ([[1, 2], [1, 2, 3]], (math.exp(-1 / 2) + (2 / 3 * 1 / 2 * 0.1) ** (1 / 3)) / 2),
+        # of two as near in length the shorter counts; the second most of 3, 2, 1 is 2
+        ([[1, 1, 1], [1, 1], [1]], ((2 / 3 * 1 / 2 * 0.1) ** (1 / 3) + 1 + math.exp(-1)) / 3),
         ([[1, 2], [2, 3], [], [3, 4]], fmean([(1 / 2 * 0.1) ** (1 / 2), (1 * 0.1) ** (1 / 2), (1 / 2 * 0.1) ** (1 / 2)])),
     ],
 )
