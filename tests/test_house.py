@@ -22,9 +22,8 @@ ROOMS = {
     "tensorboard": {"dashboard"},
     "tiktoken": {"data.tokens"},
 }
-HEIGHT = ["errors", "processor", "settings", "config", "decoder", "loss", "optimizer", "metrics", "checkpoint", "data",
-          "generate", "module", "dashboard", "trainer", "run", "__main__"]  # fmt: skip
-
+HEIGHT = ["errors", "processor", "settings", "config", "weights", "decoder", "loss", "optimizer", "metrics", "text_metrics",
+          "checkpoint", "data", "generate", "module", "dashboard", "trainer", "run", "__main__"]  # fmt: skip
 
 def modules() -> dict[str, set[str]]:
     """Every module's name and what it imports, wherever in the file."""

@@ -60,15 +60,17 @@ def beam_search(
 ) -> list[list[Beam]]:
     """The ``n`` best continuations of each prompt, at most ``limits`` tokens long, best first.
 
-    Fewer than ``n`` where the vocabulary offers no more. ``n`` must be at most ``config.beams``, and every limit at least 1.
+    Fewer than ``n`` where the vocabulary offers no more, none where the limit is 0. ``n`` must be at most ``config.beams``.
     """
     beams = config.beams
     searches = [Search(config, limit, n) for limit in limits]
-    live = list(range(len(prompts)))
-    session = Session(decoder, prompts, max(limits), slide_by)
+    live = [i for i, limit in enumerate(limits) if limit]
+    if not live:
+        return [[] for _ in prompts]
+    session = Session(decoder, [prompts[i] for i in live], max(limits), slide_by)
     device, begin = session.logits.device, session.width
-    session.select(torch.arange(len(prompts), device=device).repeat_interleave(beams))
-    log_p = torch.full((len(prompts), beams), -torch.inf, device=device)
+    session.select(torch.arange(len(live), device=device).repeat_interleave(beams))
+    log_p = torch.full((len(live), beams), -torch.inf, device=device)
     log_p[:, 0] = 0.0
     for length in range(1, max(limits) + 1):
         found = extensions(session, log_p, config)
