@@ -73,7 +73,9 @@ def nucleus(scaled: Float[Tensor, "B V"], mass: float) -> Candidates:
         return Candidates(scaled, torch.arange(V, device=scaled.device).expand_as(scaled))
     p = scaled.softmax(-1)
     possible = p > (1 - mass) / (2 * V)  # half of it leaves room for rounding
-    values, tokens = top_k(scaled, max(1, int(possible.sum(-1).max())) if p.device.type == "cpu" else V)
+    # a chunk at least: fewer numbers than a vector register holds are added up in another order, and a row's last bit would
+    # depend on the other rows
+    values, tokens = top_k(scaled, max(CHUNK, int(possible.sum(-1).max())) if p.device.type == "cpu" else V)
     return Candidates(values.where(begins_below(p.gather(1, tokens), mass), -math.inf), tokens)
 
 
