@@ -21,9 +21,12 @@ ROOMS = {
     "datasets": {"data.hub"},
     "tensorboard": {"dashboard"},
     "tiktoken": {"data.tokens"},
+    "safetensors": {"weights"},
+    "transformers": set(),
 }
 HEIGHT = ["errors", "processor", "settings", "config", "weights", "decoder", "loss", "optimizer", "metrics", "text_metrics",
           "checkpoint", "data", "generate", "module", "dashboard", "trainer", "run", "__main__"]  # fmt: skip
+
 
 def modules() -> dict[str, set[str]]:
     """Every module's name and what it imports, wherever in the file."""

@@ -30,7 +30,7 @@ from gpt2_lightning.settings.sampler import SamplerConfig
 from gpt2_lightning.settings.setting import Settings, setting
 from gpt2_lightning.settings.trainer import CheckpointConfig, RunSettings, SamplesConfig, TrainerConfig
 
-__all__ = ["RunConfig", "compose_config", "config_folder", "group_options", "load_config", "to_yaml"]
+__all__ = ["RunConfig", "compose_config", "config_folder", "group_options", "load_config", "option_settings", "to_yaml"]
 
 LAYERS = ("experiment", "sweeps", "debug")  # files that change many groups: later ones win
 
@@ -85,6 +85,15 @@ def group_options(group: str) -> dict[str, str]:
             comments = [line.lstrip("# ") for line in lines if line.startswith("#") and "@package" not in line]
             found.setdefault(file.stem, comments[0] if comments else "")
     return found
+
+
+def option_settings(group: str, name: str) -> dict[str, Any]:
+    """What the file of an option sets; raises ConfigError for an option that is not there."""
+    files = [folder / group / f"{name}.yaml" for folder in search_folders()]
+    found = [file for file in files if name in group_options(group) and file.is_file()]
+    if not found:
+        raise no_such_option(group, name, group_options(group))
+    return dict(OmegaConf.to_container(OmegaConf.load(found[0])) or {})  # type: ignore[arg-type]
 
 
 def register_schema() -> None:

@@ -15,20 +15,19 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer, seed_everything
 
-from gpt2_lightning.checkpoint import find_run, load_decoder
 from gpt2_lightning.config import RunConfig, to_yaml
 from gpt2_lightning.dashboard import Dashboard, duration
 from gpt2_lightning.data.look import Look, look
 from gpt2_lightning.data.stream import StreamDataModule
-from gpt2_lightning.data.tokens import Tokenizer, load_tokenizer
+from gpt2_lightning.data.tokens import Tokenizer
 from gpt2_lightning.decoder import Decoder
 from gpt2_lightning.errors import MachineError, OutputError
-from gpt2_lightning.generate.engine import continue_tokens
+from gpt2_lightning.generate.text import continue_texts
 from gpt2_lightning.module import GPT2Module
-from gpt2_lightning.settings.sampler import SamplerConfig
+from gpt2_lightning.settings.generate import GenerateConfig
 from gpt2_lightning.trainer import KeepBest, build_trainer, choose_devices, choose_precision
 
-__all__ = ["generate_text", "train"]
+__all__ = ["look_at_data", "train"]
 
 RUN_ID = "GPT2_LIGHTNING_RUN_ID"  # tells the other ranks the id that rank 0 chose
 
@@ -161,24 +160,11 @@ def write_samples(folder: Path, decoder: Decoder, tokenizer: Tokenizer, config: 
     """Continue each of the configured prompts and write samples.txt; returns its text."""
     if not config.samples.max_new_tokens:
         return ""
-    texts = [
-        sample_text(decoder, tokenizer, prompt, config.sampler, config.samples.max_new_tokens, config.seed)
-        for prompt in config.samples.prompts
-    ]
-    text = "\n\n".join(texts) + "\n"
+    asked = GenerateConfig(max_new_tokens=config.samples.max_new_tokens, seed=config.seed)
+    found = continue_texts(decoder, tokenizer, config.samples.prompts, asked, config.sampler)
+    text = "\n\n".join(one.prompt + one.text for (one,) in found) + "\n"
     (folder / "samples.txt").write_text(text, encoding="utf-8")
     return text
-
-
-def sample_text(
-    decoder: Decoder, tokenizer: Tokenizer, prompt: str, sampler: SamplerConfig, max_new_tokens: int, seed: int
-) -> str:
-    """The prompt and its continuation; an empty prompt starts from end-of-text, which is not shown."""
-    tokens = [tokenizer.end_of_text, *tokenizer.encode(prompt).tolist()]
-    device = decoder.wte.weight.device
-    generator = torch.Generator().manual_seed(seed)
-    out = continue_tokens(decoder, torch.tensor([tokens], device=device), max_new_tokens, sampler, generator)
-    return tokenizer.decode(out[0].tolist())
 
 
 def write_result(
@@ -219,13 +205,3 @@ go on with
   python -m gpt2_lightning generate run={config.run.name} prompt="To be, or"
   tensorboard --logdir {config.run.folder}
   python -m gpt2_lightning train config={place}/config.yaml trainer.max_steps={2 * config.trainer.max_steps}""")
-
-
-def generate_text(options: dict[str, str]) -> None:
-    """The ``generate`` command, its keys as typed and checked; raises PlatformError."""
-    decoder, trained = load_decoder(find_run(options["run"], Path(options["outputs"])))
-    sampler = SamplerConfig(k=int(options["sampler.k"]), temperature=float(options["sampler.temperature"]))
-    if sampler.k is not None and sampler.k > decoder.config.vocab_size:
-        raise sampler.refuse("k", f"must be at most the vocabulary, {decoder.config.vocab_size}")
-    tokenizer = load_tokenizer(trained["data"]["tokenizer"])
-    print(sample_text(decoder, tokenizer, options["prompt"], sampler, int(options["max_new_tokens"]), int(options["seed"])))
