@@ -25,7 +25,7 @@ ROOMS = {
     "transformers": set(),
 }
 HEIGHT = ["errors", "processor", "settings", "config", "weights", "decoder", "loss", "optimizer", "metrics", "text_metrics",
-          "checkpoint", "data", "generate", "module", "dashboard", "trainer", "run", "__main__"]  # fmt: skip
+          "checkpoint", "data", "generation", "module", "dashboard", "trainer", "run", "__main__"]  # fmt: skip
 
 
 def modules() -> dict[str, set[str]]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gpt2_lightning.decoder import Decoder, DecoderConfig
-    from gpt2_lightning.generate.text import generate
+    from gpt2_lightning.generation.text import generate
     from gpt2_lightning.settings.generate import GenerateConfig
     from gpt2_lightning.settings.sampler import SamplerConfig
 
@@ -17,7 +17,7 @@ HOMES = {
     "DecoderConfig": "gpt2_lightning.settings.decoder",
     "GenerateConfig": "gpt2_lightning.settings.generate",
     "SamplerConfig": "gpt2_lightning.settings.sampler",
-    "generate": "gpt2_lightning.generate.text",
+    "generate": "gpt2_lightning.generation.text",
 }
 
 

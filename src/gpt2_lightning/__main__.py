@@ -125,7 +125,7 @@ def generate(words: list[str]) -> None:
     settings = read_words(SamplerConfig, changes)
     SamplerConfig(**{**(preset or {}), **settings})
     check_generate(own)
-    from gpt2_lightning.generate.command import Asked, generate_command
+    from gpt2_lightning.generation.command import Asked, generate_command
 
     asked = Asked(run=own["run"], prompt=own.get("prompt"), prompts=own.get("prompts", ""), out=own.get("out", ""),
                   outputs=own.get("outputs", "outputs"), preset=preset, changes=settings)  # fmt: skip
@@ -175,7 +175,7 @@ def check_generate(own: dict[str, str]) -> None:
         raise ConfigError("prompts", key="prompts", value=own["prompts"], rule="excludes prompt", remedy="Give one of the two")
     if "out" in own and "prompts" not in own:
         raise ConfigError(
-            "out", key="out", value=own["out"], rule="is for prompts=FILE.jsonl", remedy="Use > FILE for one prompt"
+            "out", key="out", value=own["out"], rule="is for prompts=FILE.jsonl", remedy="For one prompt use > FILE"
         )
     try:
         own.get("prompt", "").encode("utf-8")

@@ -22,7 +22,7 @@ from gpt2_lightning.data.stream import StreamDataModule
 from gpt2_lightning.data.tokens import Tokenizer
 from gpt2_lightning.decoder import Decoder
 from gpt2_lightning.errors import MachineError, OutputError
-from gpt2_lightning.generate.text import continue_texts
+from gpt2_lightning.generation.text import continue_texts
 from gpt2_lightning.module import GPT2Module
 from gpt2_lightning.settings.generate import GenerateConfig
 from gpt2_lightning.trainer import KeepBest, build_trainer, choose_devices, choose_precision

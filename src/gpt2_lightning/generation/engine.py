@@ -1,6 +1,6 @@
 """The engine: prompts as tokens in, each one's continuation out, a token at a time from the cache.
 
-In: prompts of any lengths, a sampler, a key of chance for each. Out: continuations, each the same whatever else is in the batch.
+In: prompts of any lengths, a sampler, a key of chance for each. Out: continuations, each the same whatever the batch.
 One number: 1, the tokens by which the window moves when the context is full, as if the last ``block_size`` tokens were read
 anew for every token; they are, for positions are learned and a cached key cannot move. ``slide_by`` trades that for speed.
 Choice not taken: rows of one length, or padding on the right; with padding on the left all rows write the same column.
@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from gpt2_lightning.decoder import Cache, Decoder
-from gpt2_lightning.generate.sampler import Candidates, candidates, draw, uniforms
+from gpt2_lightning.generation.sampler import Candidates, candidates, draw, uniforms
 from gpt2_lightning.settings.sampler import SamplerConfig
 
 __all__ = ["PADDING", "Session", "continue_tokens"]

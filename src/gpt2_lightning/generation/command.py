@@ -15,8 +15,8 @@ from gpt2_lightning.checkpoint import find_run, load_decoder
 from gpt2_lightning.data.tokens import load_tokenizer
 from gpt2_lightning.decoder import Decoder
 from gpt2_lightning.errors import DataError, OutputError
-from gpt2_lightning.generate.packed import pack
-from gpt2_lightning.generate.text import Continuation, Watch, continue_texts, tokenizer_of
+from gpt2_lightning.generation.packed import pack
+from gpt2_lightning.generation.text import Continuation, Watch, continue_texts, tokenizer_of
 from gpt2_lightning.settings.generate import GenerateConfig
 from gpt2_lightning.settings.sampler import SamplerConfig
 

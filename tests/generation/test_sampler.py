@@ -20,7 +20,7 @@ from transformers.generation.logits_process import (
 
 from gpt2_lightning.config import compose_config, group_options
 from gpt2_lightning.errors import ConfigError
-from gpt2_lightning.generate.sampler import (
+from gpt2_lightning.generation.sampler import (
     CHUNK,
     Candidates,
     candidates,

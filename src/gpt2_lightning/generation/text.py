@@ -17,10 +17,10 @@ from torch import Tensor
 
 from gpt2_lightning.data.tokens import Tokenizer, load_tokenizer
 from gpt2_lightning.decoder import Decoder
-from gpt2_lightning.generate.beam import Beam, beam_search
-from gpt2_lightning.generate.engine import PADDING, continue_tokens
-from gpt2_lightning.generate.packed import PackedDecoder, pack
-from gpt2_lightning.generate.sampler import prompt_keys
+from gpt2_lightning.generation.beam import Beam, beam_search
+from gpt2_lightning.generation.engine import PADDING, continue_tokens
+from gpt2_lightning.generation.packed import PackedDecoder, pack
+from gpt2_lightning.generation.sampler import prompt_keys
 from gpt2_lightning.settings.data import TOKENIZERS
 from gpt2_lightning.settings.generate import GenerateConfig
 from gpt2_lightning.settings.sampler import SamplerConfig
@@ -217,7 +217,7 @@ class NoText:
 def generate(
     decoder: Decoder, prompts: str | list[str] | Int[Tensor, "B T"], *, sampler: SamplerConfig | None = None, **options: Any
 ) -> Any:
-    """Each prompt and its continuation: text for a string, a list for a list, tokens ``[B * n, T + new]`` for tokens ``[B, T]``.
+    """Each prompt and its continuation: text for a string, a list for a list, tokens ``[B * n, T_new]`` for tokens.
 
     ``options`` are the fields of GenerateConfig: max_new_tokens, n, seed, stop, context, slide_by, numbers, batch_size.
     With n above 1 the n texts of a prompt follow each other, in a list. Rows that end early are filled up with end-of-text.

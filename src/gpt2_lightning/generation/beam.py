@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gpt2_lightning.decoder import Decoder
-from gpt2_lightning.generate.engine import Session
-from gpt2_lightning.generate.sampler import Candidates, penalise, top_k
+from gpt2_lightning.generation.engine import Session
+from gpt2_lightning.generation.sampler import Candidates, penalise, top_k
 from gpt2_lightning.settings.sampler import SamplerConfig
 
 __all__ = ["Beam", "beam_search"]
@@ -76,8 +76,9 @@ def beam_search(
         found = extensions(session, log_p, config)
         parents = found.tokens // session.logits.shape[1] + beams * torch.arange(len(live), device=device)[:, None]
         tokens = found.tokens % session.logits.shape[1]
-        over = (tokens == end_of_text) | (length == torch.tensor([searches[i].limit for i in live], device=device))[:, None]
-        ends = over & torch.lt(torch.arange(over.shape[1], device=device), beams) & (found.logits > -torch.inf)
+        last = torch.tensor([length == searches[i].limit for i in live], device=device)
+        over = torch.eq(tokens, end_of_text) | last[:, None]
+        ends = over & (torch.arange(over.shape[1], device=device) < beams) & (found.logits > -torch.inf)
         for i, rank in ends.nonzero().tolist():
             text = [*session.tokens[parents[i, rank], begin : session.width].tolist(), int(tokens[i, rank])]
             searches[live[i]].finish(text, float(found.logits[i, rank]))
