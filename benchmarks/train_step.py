@@ -155,7 +155,7 @@ def train_ours(config: RunConfig, last: Callback) -> None:
     dashboard = Dashboard(folder, config, data)
     best = KeepBest(folder / "checkpoints", config.checkpoint.save, config.trainer.patience)
     fit(build_trainer(config, folder, [dashboard, best, last]), module, data)
-    dashboard.finish("")
+    dashboard.finish(module)
 
 
 def compete(args: argparse.Namespace, config: RunConfig) -> None:

@@ -19,12 +19,8 @@ from gpt2_lightning.config import RunConfig, to_yaml
 from gpt2_lightning.dashboard import Dashboard, duration
 from gpt2_lightning.data.look import Look, look
 from gpt2_lightning.data.stream import StreamDataModule
-from gpt2_lightning.data.tokens import Tokenizer
-from gpt2_lightning.decoder import Decoder
 from gpt2_lightning.errors import MachineError, OutputError
-from gpt2_lightning.generation.text import continue_texts
 from gpt2_lightning.module import GPT2Module
-from gpt2_lightning.settings.generate import GenerateConfig
 from gpt2_lightning.trainer import KeepBest, build_trainer, choose_devices, choose_precision
 
 __all__ = ["look_at_data", "train"]
@@ -46,8 +42,7 @@ def train(config: RunConfig) -> None:
     trainer = build_trainer(config, folder, [dashboard, best])
     fit(trainer, module, data)
     if trainer.is_global_zero:
-        samples = write_samples(folder, module.decoder, data.tokenizer, config)
-        dashboard.finish(samples)
+        samples = dashboard.finish(module)
         unigram = data.unigram_bits_per_byte()
         result = write_result(folder, config, dashboard, best, trainer.global_step, unigram)
         print_summary(folder, config, result, samples)
@@ -154,17 +149,6 @@ def fit(trainer: Trainer, module: GPT2Module, data: StreamDataModule) -> None:
     if trainer.received_sigterm:
         print("error: terminated", file=sys.stderr)
         raise SystemExit(143)
-
-
-def write_samples(folder: Path, decoder: Decoder, tokenizer: Tokenizer, config: RunConfig) -> str:
-    """Continue each of the configured prompts and write samples.txt; returns its text."""
-    if not config.samples.max_new_tokens:
-        return ""
-    asked = GenerateConfig(max_new_tokens=config.samples.max_new_tokens, seed=config.seed)
-    found = continue_texts(decoder, tokenizer, config.samples.prompts, asked, config.sampler)
-    text = "\n\n".join(one.prompt + one.text for (one,) in found) + "\n"
-    (folder / "samples.txt").write_text(text, encoding="utf-8")
-    return text
 
 
 def write_result(
