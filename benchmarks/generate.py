@@ -97,11 +97,8 @@ def share_of_bound(args: argparse.Namespace, seconds: Seconds) -> dict[str, floa
     config = MODELS[args.model]
     weights = sum(p.numel() for p in Decoder(config).parameters()) - config.block_size * config.n_embd
     rate = bandwidth(args.device)
-    return {
-        name: args.new / min(seconds[name]) / (rate / (weights * size))
-        for name, size in WEIGHT_BYTES.items()
-        if name in seconds
-    }
+    there = {name: size for name, size in WEIGHT_BYTES.items() if name in seconds}
+    return {name: args.new / min(seconds[name]) / (rate / (weights * size)) for name, size in there.items()}
 
 
 def bandwidth(device: str) -> float:

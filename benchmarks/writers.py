@@ -1,4 +1,4 @@
-"""Who writes text in the contest of generation: our engine, transformers' generate, and CTranslate2, each with the same weights.
+"""Who writes text in the contest of generation: our engine, transformers' generate, CTranslate2; all with the same weights.
 
 In: a contender's name, a decoder of ours. Out: callables that continue token lists by a number of tokens, for each case.
 Choice not taken: end-of-text, stop strings, text; every contender makes the same number of tokens.
