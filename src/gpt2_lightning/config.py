@@ -60,7 +60,7 @@ class RunConfig(Settings):
             raise self.model.refuse("vocab_size", rule, f"Set model.vocab_size={words}")
         if self.data.synthetic is not None and self.model.block_size < 4:
             raise self.model.refuse("block_size", f"must be at least 4 for data.synthetic={self.data.synthetic}")
-        if self.sampler.k > self.model.vocab_size:
+        if self.sampler.k is not None and self.sampler.k > self.model.vocab_size:
             raise self.sampler.refuse("k", f"must be at most the vocabulary, model.vocab_size = {self.model.vocab_size}")
 
 

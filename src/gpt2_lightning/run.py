@@ -225,7 +225,7 @@ def generate_text(options: dict[str, str]) -> None:
     """The ``generate`` command, its keys as typed and checked; raises PlatformError."""
     decoder, trained = load_decoder(find_run(options["run"], Path(options["outputs"])))
     sampler = SamplerConfig(k=int(options["sampler.k"]), temperature=float(options["sampler.temperature"]))
-    if sampler.k > decoder.config.vocab_size:
+    if sampler.k is not None and sampler.k > decoder.config.vocab_size:
         raise sampler.refuse("k", f"must be at most the vocabulary, {decoder.config.vocab_size}")
     tokenizer = load_tokenizer(trained["data"]["tokenizer"])
     print(sample_text(decoder, tokenizer, options["prompt"], sampler, int(options["max_new_tokens"]), int(options["seed"])))

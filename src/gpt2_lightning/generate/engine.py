@@ -5,17 +5,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gpt2_lightning.decoder import Decoder
+from gpt2_lightning.generate.sampler import candidates, probabilities
 from gpt2_lightning.settings.sampler import SamplerConfig
 
 __all__ = ["SamplerConfig", "continue_tokens", "top_k_probabilities"]
 
 
-def top_k_probabilities(logits: Float[Tensor, "B V"], config: SamplerConfig) -> Float[Tensor, "B V"]:
-    """The renormalised distribution over the k likeliest tokens; a tie at the edge is broken by index, never kept whole."""
-    k = 1 if config.temperature == 0 else config.k
-    top, index = logits.float().topk(k, dim=-1)
-    p = torch.softmax(top / (config.temperature or 1.0), dim=-1)
-    return torch.zeros_like(logits, dtype=p.dtype).scatter_(-1, index, p)
+def top_k_probabilities(
+    logits: Float[Tensor, "B V"], config: SamplerConfig, history: Int[Tensor, "B T"] | None = None
+) -> Float[Tensor, "B V"]:
+    """The sampler's distribution over the whole vocabulary."""
+    found = candidates(logits, config, history)
+    p = probabilities(found, config)
+    return torch.zeros_like(logits, dtype=p.dtype).scatter_(-1, found.tokens, p)
 
 
 @torch.no_grad()
@@ -28,7 +30,7 @@ def continue_tokens(
     tokens = prompt
     for _ in range(max_new_tokens):
         logits = decoder(tokens[:, -decoder.config.block_size :])[:, -1]
-        p = top_k_probabilities(logits, config).cpu()
+        p = top_k_probabilities(logits, config, tokens).cpu()
         tokens = torch.cat([tokens, torch.multinomial(p, 1, generator=generator).to(tokens.device)], dim=1)
     decoder.train(was_training)
     return tokens
