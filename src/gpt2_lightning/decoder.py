@@ -22,6 +22,9 @@ from gpt2_lightning.weights import read_weights, write_weights
 
 __all__ = ["Cache", "Decoder", "DecoderConfig"]
 
+STRETCH = 256  # queries
+MOST_WEIGHTS = 2**24  # of attention, in a layer
+
 
 class Cache:
     """The keys and values of the tokens so far, ``[n_layer, B, n_head, columns, head]`` each: what a next token attends to.
@@ -74,8 +77,33 @@ class Attention(nn.Module):
             k, v = cache.append(self.layer, k, v)
         dropout = self.dropout if self.training else 0.0
         causal = mask is None and T > 1
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
+        if causal and not dropout and products_are_faster(q):
+            y = causal_products(q, k, v)
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+
+
+def products_are_faster(q: Float[Tensor, "B H T D"]) -> bool:
+    """Whether plain products beat torch's fused attention: in bf16 on a CPU, where its kernel is no faster than in float32.
+
+    Their weights have to be kept for the gradient, so only while those are few.
+    """
+    return q.dtype == torch.bfloat16 and q.device.type == "cpu" and q[..., 0].numel() * q.shape[2] <= MOST_WEIGHTS
+
+
+def causal_products(
+    q: Float[Tensor, "B H T D"], k: Float[Tensor, "B H T D"], v: Float[Tensor, "B H T D"]
+) -> Float[Tensor, "B H T D"]:
+    """Causal attention, the queries in stretches, each with the keys up to its end; the softmax is in float32."""
+    parts = []
+    for start in range(0, q.shape[2], STRETCH):
+        part = q[:, :, start : start + STRETCH]
+        end = start + part.shape[2]
+        later = torch.ones(part.shape[2], end, dtype=torch.bool, device=q.device).triu(start + 1)
+        scores = (part @ k[:, :, :end].transpose(2, 3)).float() * q.shape[3] ** -0.5
+        parts.append(scores.masked_fill(later, -torch.inf).softmax(-1).to(q.dtype) @ v[:, :, :end])
+    return torch.cat(parts, 2)
 
 
 class MLP(nn.Module):

@@ -268,12 +268,49 @@ def test_a_dropped_token_is_never_drawn_not_even_at_the_edges(K: int) -> None:
         hole[torch.arange(B), torch.arange(B) % (K - 1)] = False
         found = Candidates(logits.masked_fill(hole, -math.inf), torch.arange(K).expand(B, K))
         p = probabilities(found, config)
-        for u in (0.0, 2.0**-53, 0.5, 1 - 2.0**-53, math.nextafter(1.0, 0.0)):
+        for u in (0.0, 2.0**-53, 0.5, 1 - 2.0**-53, 1.0):  # 1.0: what a float32 makes of the number below it
             token = draw(found, config, torch.full((B,), u, dtype=torch.float64))
             assert (p[torch.arange(B), token] > 0).all()
             lowest, highest = (p > 0).byte().argmax(-1), K - 1 - (p > 0).flip(1).byte().argmax(-1)
             assert u > 0 or token.equal(lowest)
             assert (token <= highest).all()
+
+
+def holed(B: int, K: int, seed: int = 0) -> Candidates:
+    """Candidates of which seven in ten are dropped, the first of every chunk among them."""
+    logits = random_logits(B, K, seed, scale=6.0)  # so wide that sums have to be rounded
+    hole = torch.rand(B, K, generator=torch.Generator().manual_seed(seed)) < 0.7
+    hole[:, ::CHUNK] = True
+    return Candidates(logits.masked_fill(hole, -math.inf), torch.arange(K).expand(B, K))
+
+
+def test_a_draw_at_the_border_of_two_chunks_takes_a_kept_token() -> None:
+    found, config = holed(8, CHUNK**2 + 70), SamplerConfig(k=None)
+    p = probabilities(found, config)
+    chunks = torch.nn.functional.pad(p, (0, -p.shape[1] % CHUNK)).unflatten(1, (-1, CHUNK)).sum(-1).double()
+    reached = chunks.cumsum(-1)
+    borders = reached / reached[:, -1:]
+    for border in borders.T:
+        for u in (border, border.nextafter(torch.zeros(8).double()), border.nextafter(torch.ones(8).double())):
+            token = draw(found, config, u)
+            assert (p.gather(1, token[:, None]) > 0).all()
+
+
+def test_cumulative_sums_that_go_down_in_the_last_bit_draw_no_dropped_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    exact, generator = Tensor.cumsum, torch.Generator().manual_seed(0)
+
+    def in_parallel(x: Tensor, dim: int) -> Tensor:
+        wobble = torch.rand(x.shape, dtype=x.dtype, generator=generator) - 0.5
+        return exact(x, dim) * (1 + 2.0**-30 * wobble)  # wider than a GPU's, so that chance meets it
+
+    found, config = holed(1, 1000), SamplerConfig(k=None)
+    p = probabilities(found, config)[0]
+    borders = p.double().cumsum(-1)[p > 0]
+    monkeypatch.setattr(Tensor, "cumsum", in_parallel)
+    for _ in range(5):
+        below = 1 - 2.0**-30 * torch.rand(len(borders), dtype=borders.dtype, generator=generator)
+        token = draw(Candidates(*(x.expand(len(borders), -1) for x in found)), config, borders * below)
+        assert (p[token] > 0).all()
 
 
 def test_a_draw_at_float32_precision_still_stays_inside() -> None:

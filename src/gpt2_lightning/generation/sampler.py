@@ -99,11 +99,11 @@ def penalise(logits: Float[Tensor, "B V"], config: SamplerConfig, history: Int[T
 
 
 def completes_ngram(seen: Int[Tensor, "B T"], n: int, V: int) -> Bool[Tensor, "B V"]:
-    """The tokens that would make the last n tokens an n-gram of the text; a window with padding, ``V``, counts for none."""
+    """The tokens that would make the last n tokens an n-gram of the text; padding is ``V``, and on the left it matches none."""
     banned = torch.zeros(len(seen), V + 1, dtype=torch.bool, device=seen.device)
     if seen.shape[1] >= n:
         windows = seen.unfold(1, n, 1)  # B, T - n + 1, n
-        same = (windows[..., :-1] == seen[:, None, seen.shape[1] + 1 - n :]).all(-1) & (windows < V).all(-1)
+        same = (windows[..., :-1] == seen[:, None, seen.shape[1] + 1 - n :]).all(-1)
         banned.scatter_(1, windows[..., -1].where(same, V), True)
     return banned[:, :V]
 
