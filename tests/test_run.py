@@ -349,7 +349,7 @@ def test_generate_continues_the_prompt_the_same_for_the_same_seed(command: Comma
         (["run=run", "sampler.k=258"], 2, "must be at most the vocabulary, 257"),
         (["run=run", "sampler.temperature=-1"], 2, "must be at least 0"),
         (["run=run", "max_new_tokens=many"], 2, "must be an integer"),
-        (["run=run", "promt=x"], 2, "The keys are run, prompt"),
+        (["run=run", "promt=x"], 2, "Did you mean prompt?"),
         (["run=broken.ckpt"], 4, "is damaged or no checkpoint of ours"),
         (["run=empty.ckpt"], 4, "is damaged or no checkpoint of ours"),
         (["run=evil.ckpt"], 4, "is damaged or no checkpoint of ours"),
