@@ -1,6 +1,7 @@
 """A run from its command to its files: what is written, that it is repeatable, that it learns, that ranks agree."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -67,6 +68,28 @@ def test_a_run_leaves_what_it_promises(command: Command, tmp_path: Path) -> None
     for word in ("best validation", "generate run=run", "tensorboard --logdir outputs", "config.yaml"):
         assert word in done.stdout
     assert "step 2/7" in done.stderr
+
+
+def test_what_is_generated_is_measured_at_each_validation_and_leaves_training_alone(command: Command, tmp_path: Path) -> None:
+    steps = ("trainer.max_steps=6", "trainer.val_every=3", "trainer.log_every=1")
+    measured = ("samples.measure=3", "samples.at_validation=true", "model.dropout=0.1")
+    train(command, *steps, "model.dropout=0.1", "run.id=plain")
+    train(command, *steps, *measured, "run.id=measured")
+    train(command, *steps, *measured, "sampler=beam", "sampler.beams=2", "run.id=beams")
+    plain, rows, beams = (without_times(tmp_path / "outputs/runs/run" / name) for name in ("plain", "measured", "beams"))
+    assert [{k: v for k, v in row.items() if not k.startswith("generation/")} for row in rows] == plain
+    validations = [row for row in rows if "val/loss" in row or "val/cross_entropy" in row]
+    for row in validations:
+        assert row["generation/sampled_entropy"] < row["generation/entropy"] < 5.6
+        assert row["generation/length"] == row["generation/human/length"] == 20
+        gap = abs(math.log(row["generation/perplexity"] / row["generation/human/perplexity"]))
+        assert row["generation/perplexity_gap"] == pytest.approx(gap, rel=1e-6)
+    human = {k: v for k, v in validations[-1].items() if "/human/" in k}
+    assert human and human == {k: v for k, v in beams[-1].items() if "/human/" in k}
+    assert beams[-1]["generation/perplexity"] < validations[-1]["generation/perplexity"]
+    board = EventAccumulator(str(tmp_path / "outputs/runs/run/measured/tensorboard")).Reload()
+    (tag,) = (tag for tag in board.Tags()["tensors"] if "samples" in tag)
+    assert [event.step for event in board.Tensors(tag)] == [3, 6, 6]
 
 
 def test_tensorboard_holds_what_metrics_jsonl_holds(command: Command, tmp_path: Path) -> None:
