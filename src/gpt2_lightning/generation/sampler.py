@@ -9,6 +9,7 @@ No function waits for the device, none has a state.
 
 import math
 from collections import Counter
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -50,13 +51,13 @@ def shortlist(logits: Float[Tensor, "B V"], config: SamplerConfig) -> Candidates
     if config.k == 1 or config.temperature == 0:
         tokens = logits.argmax(-1, keepdim=True)
         return Candidates(torch.zeros_like(tokens, dtype=logits.dtype), tokens)
-    best = logits.amax(-1, keepdim=True)
     if config.k is None and config.epsilon is None:
-        return nucleus(temper(logits - best, config), 1.0 if config.p is None else config.p)
+        scaled = temper(logits, logits.amax(-1, keepdim=True), config)
+        return nucleus(scaled, 1.0 if config.p is None else config.p)
     values, tokens = top_k(logits, config.k or logits.shape[1])
-    scaled = temper(values - best, config)
+    scaled = temper(values, values[:, :1], config)
     if config.epsilon is not None:
-        log_p = temper(logits - best, config).log_softmax(-1).gather(1, tokens)
+        log_p = temper(logits, values[:, :1], config).log_softmax(-1).gather(1, tokens)
         scaled = scaled.where(above_rank_threshold(log_p, config.epsilon, config.tau), -math.inf)
     if config.p is not None and config.p < 1:
         scaled = scaled.where(begins_below(scaled.softmax(-1), config.p), -math.inf)
@@ -115,15 +116,17 @@ def top_k(logits: Float[Tensor, "B V"], k: int) -> Candidates:
     before every token outside them.
     """
     B, V = logits.shape
-    tokens = torch.arange(V, device=logits.device).expand(B, V)
     values = logits.float()
+    count = partial(torch.arange, device=logits.device)
     if 2 * k * CHUNK < V:
         n = V // CHUNK
         best = values[:, : n * CHUNK].unflatten(1, (n, CHUNK)).amax(-1)
-        chunks = order(best, tokens[:, :n], k)
-        inside = (chunks[:, :, None] * CHUNK + tokens[0, :CHUNK]).flatten(1)
-        tokens = torch.cat([inside, tokens[:, n * CHUNK :]], 1)
+        chunks = order(best, count(n).expand(B, n), k)
+        inside = (chunks[:, :, None] * CHUNK + count(CHUNK)).flatten(1)
+        tokens = torch.cat([inside, count(n * CHUNK, V).expand(B, -1)], 1)
         values = values.gather(1, tokens)
+    else:
+        tokens = count(V).expand(B, V)
     first = order(values, tokens, min(k, V))
     return Candidates(values.gather(1, first), tokens.gather(1, first))
 
@@ -135,10 +138,10 @@ def order(values: Float[Tensor, "B N"], index: Int[Tensor, "B N"], k: int) -> In
     return ((bits << 32) - index).topk(k).indices
 
 
-def temper(logits: Float[Tensor, "*B N"], config: SamplerConfig) -> Float[Tensor, "*B N"]:
-    """Logits over the temperature, which is kept within what a float32 can divide by."""
+def temper(logits: Float[Tensor, "B N"], best: Float[Tensor, "B 1"], config: SamplerConfig) -> Float[Tensor, "B N"]:
+    """Logits less the greatest, over the temperature, which is kept within what a float32 can divide by."""
     limits = torch.finfo(torch.float32)
-    return logits / min(max(config.temperature, limits.tiny), limits.max)
+    return (logits - best).div_(min(max(config.temperature, limits.tiny), limits.max))
 
 
 def above_rank_threshold(log_p: Float[Tensor, "B K"], epsilon: float, tau: float) -> Bool[Tensor, "B K"]:
