@@ -21,9 +21,11 @@ ROOMS = {
     "datasets": {"data.hub"},
     "tensorboard": {"dashboard"},
     "tiktoken": {"data.tokens"},
+    "safetensors": {"weights"},
+    "transformers": set(),
 }
-HEIGHT = ["errors", "settings", "config", "decoder", "loss", "optimizer", "metrics", "checkpoint", "data", "generate",
-          "module", "dashboard", "trainer", "run", "__main__"]  # fmt: skip
+HEIGHT = ["errors", "settings", "config", "weights", "decoder", "loss", "optimizer", "metrics", "checkpoint", "data",
+          "generate", "module", "dashboard", "trainer", "run", "__main__"]  # fmt: skip
 
 
 def modules() -> dict[str, set[str]]:

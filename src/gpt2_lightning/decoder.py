@@ -8,13 +8,17 @@ Parameter names are those of the released weights; linear maps hold ``[out, in]`
 """
 
 import math
+from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from gpt2_lightning.settings.decoder import DecoderConfig
+from gpt2_lightning.weights import read_weights, write_weights
 
 __all__ = ["Decoder", "DecoderConfig"]
 
@@ -83,6 +87,19 @@ class Decoder(nn.Module):
         self.ln_f = nn.LayerNorm(config.n_embd) if config.norm == "pre" else nn.Identity()
         self.initialise()
 
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> "Decoder":
+        """The GPT-2 in a folder that transformers or ``save_pretrained`` wrote, for evaluation; raises CheckpointError."""
+        config, tensors = read_weights(folder, dtype)
+        with torch.device("meta"), Undrawn():
+            decoder = cls(config)
+        decoder.load_state_dict(tensors, assign=True)
+        return decoder.eval()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """A folder that transformers and ``from_pretrained`` read; raises ConfigError if GPT-2 lacks a setting, OutputError."""
+        write_weights(folder, self.config, self.state_dict())
+
     @torch.no_grad()
     def initialise(self) -> None:
         """GPT-2's: N(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer), zero biases, unit norms."""
@@ -122,6 +139,13 @@ class Decoder(nn.Module):
             return None
         distance = torch.arange(T, device=device)[:, None] - torch.arange(T, device=device)
         return (distance >= 0) & (distance < window)
+
+
+class Undrawn(TorchFunctionMode):
+    """Leaves weights undrawn: on the meta device a first draw loads 70 MB of torch, for a second and for nothing."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return None if func in (Tensor.normal_, nn.init.normal_) else func(*args, **(kwargs or {}))
 
 
 def document_starts(tokens: Int[Tensor, "B T"], end_of_text: int) -> Int[Tensor, "B T"]:
