@@ -315,6 +315,8 @@ def test_a_file_replaced_after_loading_changes_nothing(folder: Path) -> None:
         ({"initializer_range": math.nan}, "(initializer_range = nan): must be finite"),
         ({"n_positions": 0}, "(n_positions = 0): must be at least 1"),
         ({"n_head": 3}, "(n_head = 3): must divide the width model.n_embd = 32"),
+        ({"n_head": 10**12}, f"(n_head = {10**12}): must divide the width model.n_embd = 32"),
+        ({"n_embd": 10**400}, f"(n_embd = {10**400}): must be a number (int)"),
     ],
 )  # fmt: skip
 def test_settings_that_are_not_ours_are_refused(changes: dict, expected: str, folder: Path) -> None:

@@ -75,15 +75,10 @@ def write_weights(folder: str | Path, config: DecoderConfig, tensors: dict[str, 
         raise config.refuse("norm", "must be pre: GPT-2 has no other")
     if (config.attention_window or config.block_size) < config.block_size:
         raise config.refuse("attention_window", "must be none: GPT-2 attends to the whole context")
-    settings = {key: allowed[0] for key, allowed in FIXED.items()} | {
-        key: getattr(config, ours) for ours, key in FIELDS.items()
-    }
-    settings |= {"embd_pdrop": config.dropout, "attn_pdrop": config.dropout, "model_type": "gpt2"}
-    settings |= {
-        "bos_token_id": config.vocab_size - 1,
-        "eos_token_id": config.vocab_size - 1,
-        "architectures": ["GPT2LMHeadModel"],
-    }
+    last, rate = config.vocab_size - 1, config.dropout  # the last token is end-of-text
+    settings = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "bos_token_id": last, "eos_token_id": last}
+    settings |= {key: allowed[0] for key, allowed in FIXED.items()} | {"embd_pdrop": rate, "attn_pdrop": rate}
+    settings |= {key: getattr(config, ours) for ours, key in FIELDS.items()}
     theirs = {f"transformer.{name}": turned(name, tensor).contiguous() for name, tensor in tensors.items()}
     place = Path(folder)
     try:
@@ -109,9 +104,10 @@ def read_config(path: Path) -> DecoderConfig:
     if raw.get("model_type") != "gpt2":
         raise CheckpointError(str(path), key="model_type", value=json.dumps(raw.get("model_type")), rule='must be "gpt2"')
     values: dict[str, Any] = {}
+    value: Any
     for ours, key in FIELDS.items():
         kind, value = type(getattr(DecoderConfig(), ours)), raw.get(key)
-        if type(value) not in {int, kind}:
+        if type(value) not in {int, kind} or abs(value) >= 2**63:
             raise CheckpointError(str(path), key=key, value=json.dumps(value), rule=f"must be a number ({kind.__name__})")
         values[ours] = kind(value)
     try:
