@@ -189,7 +189,7 @@ def read_tensor(path: Path, name: str, get: Callable[[], Any], shape: list[int],
         raise CheckpointError(str(path), key=name, value=getattr(stored, "dtype", type(stored).__name__), rule=rule)
     if list(stored.shape) != shape:
         raise CheckpointError(str(path), key=name, value=list(stored.shape), rule=f"must have the shape {shape}")
-    tensor = turned(name, stored.detach()).contiguous().to(dtype or stored.dtype)
+    tensor = turned(name, stored).contiguous().to(dtype or stored.dtype)
     low, high = tensor.aminmax()
     if not -math.inf < low <= high < math.inf:
         raise CheckpointError(str(path), key=name, rule=f"must be finite as {tensor.dtype}")
@@ -220,4 +220,4 @@ def reading(path: Path) -> Iterator[None]:
     except pickle.UnpicklingError as error:  # its own text advises to load it unsafely
         raise refusal(path, "is damaged, or holds more than tensors: nothing in it was run") from error
     except Exception as error:
-        raise refusal(path, f"cannot be read: {str(error).partition(chr(10))[0] or type(error).__name__}") from error
+        raise refusal(path, f"cannot be read: {str(error).partition('. ')[0] or type(error).__name__}") from error
