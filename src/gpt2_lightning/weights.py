@@ -2,7 +2,7 @@
 
 In: ``config.json`` beside ``model.safetensors``, or its shards and their index, or the same as ``pytorch_model.bin``.
 Out: a DecoderConfig, and tensors under our names: theirs without ``transformer.``, linear maps turned to ``[out, in]``.
-One number: 1.05, the peak of memory while GPT-2's 124M are read, over the weights themselves.
+One number: 1.06, the peak of memory while GPT-2's 124M are read, over the weights themselves.
 Choice not taken: mapping the file into memory. Its pages count beside the copies until it is closed, and a file that is cut
 short meanwhile kills the process instead of raising.
 """
