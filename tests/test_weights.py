@@ -160,7 +160,7 @@ def test_shards_read_like_one_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("prefix", ["transformer.", ""])
 def test_the_older_format_reads_the_same(folder: Path, prefix: str, zipped: bool) -> None:
     def old(state: State) -> State:
-        state = {name.replace("transformer.", prefix): torch.nn.Parameter(t, requires_grad=False) for name, t in state.items()}
+        state = {name.replace("transformer.", prefix): torch.nn.Parameter(t, requires_grad=zipped) for name, t in state.items()}
         masks = {f"{prefix}h.0.attn.bias": torch.ones(1, 1, 24, 24, dtype=torch.uint8)}
         return state | masks | {"lm_head.weight": state[f"{prefix}wte.weight"]}
 
@@ -315,6 +315,8 @@ def test_a_file_replaced_after_loading_changes_nothing(folder: Path) -> None:
         ({"initializer_range": math.nan}, "(initializer_range = nan): must be finite"),
         ({"n_positions": 0}, "(n_positions = 0): must be at least 1"),
         ({"n_head": 3}, "(n_head = 3): must divide the width model.n_embd = 32"),
+        ({"n_head": 10**12}, f"(n_head = {10**12}): must divide the width model.n_embd = 32"),
+        ({"n_embd": 10**400}, f"(n_embd = {10**400}): must be a number (int)"),
     ],
 )  # fmt: skip
 def test_settings_that_are_not_ours_are_refused(changes: dict, expected: str, folder: Path) -> None:
@@ -445,6 +447,20 @@ def test_a_damaged_or_cut_file_is_refused(spoil: Callable[[bytes], bytes], expec
     path = folder / "model.safetensors"
     path.write_bytes(spoil(path.read_bytes()))
     assert message(folder) == f"GPT-2 weights (path = DIR/model.safetensors): cannot be read: {expected}"
+
+
+@pytest.mark.parametrize(
+    ("length", "expected"),
+    [
+        (0, "cannot be read: EOFError"),
+        (1, "is damaged, or holds more than tensors: nothing in it was run"),
+        (-1, "cannot be read: PytorchStreamReader failed reading zip archive: failed finding central directory"),
+    ],
+)
+def test_a_cut_file_of_the_older_format_is_refused(length: int, expected: str, folder: Path) -> None:
+    path = as_bin(folder) / "pytorch_model.bin"
+    path.write_bytes(path.read_bytes()[:length])
+    assert message(folder) == f"GPT-2 weights (path = DIR/pytorch_model.bin): {expected}"
 
 
 def test_a_file_cut_while_it_is_read_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 In: ``config.json`` beside ``model.safetensors``, or its shards and their index, or the same as ``pytorch_model.bin``.
 Out: a DecoderConfig, and tensors under our names: theirs without ``transformer.``, linear maps turned to ``[out, in]``.
-One number: 1.05, the peak of memory while GPT-2's 124M are read, over the weights themselves.
+One number: 1.06, the peak of memory while GPT-2's 124M are read, over the weights themselves.
 Choice not taken: mapping the file into memory. Its pages count beside the copies until it is closed, and a file that is cut
 short meanwhile kills the process instead of raising.
 """
@@ -75,15 +75,10 @@ def write_weights(folder: str | Path, config: DecoderConfig, tensors: dict[str, 
         raise config.refuse("norm", "must be pre: GPT-2 has no other")
     if (config.attention_window or config.block_size) < config.block_size:
         raise config.refuse("attention_window", "must be none: GPT-2 attends to the whole context")
-    settings = {key: allowed[0] for key, allowed in FIXED.items()} | {
-        key: getattr(config, ours) for ours, key in FIELDS.items()
-    }
-    settings |= {"embd_pdrop": config.dropout, "attn_pdrop": config.dropout, "model_type": "gpt2"}
-    settings |= {
-        "bos_token_id": config.vocab_size - 1,
-        "eos_token_id": config.vocab_size - 1,
-        "architectures": ["GPT2LMHeadModel"],
-    }
+    last, rate = config.vocab_size - 1, config.dropout  # the last token is end-of-text
+    settings = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "bos_token_id": last, "eos_token_id": last}
+    settings |= {key: allowed[0] for key, allowed in FIXED.items()} | {"embd_pdrop": rate, "attn_pdrop": rate}
+    settings |= {key: getattr(config, ours) for ours, key in FIELDS.items()}
     theirs = {f"transformer.{name}": turned(name, tensor).contiguous() for name, tensor in tensors.items()}
     place = Path(folder)
     try:
@@ -109,9 +104,10 @@ def read_config(path: Path) -> DecoderConfig:
     if raw.get("model_type") != "gpt2":
         raise CheckpointError(str(path), key="model_type", value=json.dumps(raw.get("model_type")), rule='must be "gpt2"')
     values: dict[str, Any] = {}
+    value: Any
     for ours, key in FIELDS.items():
         kind, value = type(getattr(DecoderConfig(), ours)), raw.get(key)
-        if type(value) not in {int, kind}:
+        if type(value) not in {int, kind} or abs(value) >= 2**63:
             raise CheckpointError(str(path), key=key, value=json.dumps(value), rule=f"must be a number ({kind.__name__})")
         values[ours] = kind(value)
     try:
@@ -193,7 +189,7 @@ def read_tensor(path: Path, name: str, get: Callable[[], Any], shape: list[int],
         raise CheckpointError(str(path), key=name, value=getattr(stored, "dtype", type(stored).__name__), rule=rule)
     if list(stored.shape) != shape:
         raise CheckpointError(str(path), key=name, value=list(stored.shape), rule=f"must have the shape {shape}")
-    tensor = turned(name, stored.detach()).contiguous().to(dtype or stored.dtype)
+    tensor = turned(name, stored).contiguous().to(dtype or stored.dtype)
     low, high = tensor.aminmax()
     if not -math.inf < low <= high < math.inf:
         raise CheckpointError(str(path), key=name, rule=f"must be finite as {tensor.dtype}")
@@ -224,4 +220,4 @@ def reading(path: Path) -> Iterator[None]:
     except pickle.UnpicklingError as error:  # its own text advises to load it unsafely
         raise refusal(path, "is damaged, or holds more than tensors: nothing in it was run") from error
     except Exception as error:
-        raise refusal(path, f"cannot be read: {str(error).partition(chr(10))[0] or type(error).__name__}") from error
+        raise refusal(path, f"cannot be read: {str(error).partition('. ')[0] or type(error).__name__}") from error
