@@ -243,13 +243,6 @@ class Undrawn(TorchFunctionMode):
         return None if func in (Tensor.normal_, nn.init.normal_) else func(*args, **(kwargs or {}))
 
 
-class Undrawn(TorchFunctionMode):
-    """Leaves weights undrawn: on the meta device a first draw loads 70 MB of torch, for a second and for nothing."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return None if func in (Tensor.normal_, nn.init.normal_) else func(*args, **(kwargs or {}))
-
-
 def document_starts(tokens: Int[Tensor, "B T"], end_of_text: int) -> Int[Tensor, "B T"]:
     """Where each position's document begins: at the start of the row, or behind the last end-of-text before it."""
     behind = F.pad(tokens[:, :-1] == end_of_text, (1, 0))
