@@ -4,9 +4,11 @@ In: the words a person typed. Out: the command's work, and an exit status that s
 One number: help, lists and configuration errors import no torch, which alone would take a second or more.
 """
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 from gpt2_lightning.errors import ConfigError, OutputError, PlatformError
 
@@ -24,7 +26,7 @@ HELP = """usage: python -m gpt2_lightning [command] [key=value ...]
   traceback=true    show where an error came from
 
 exit status: 0 done, 2 configuration or usage, 3 data, 4 checkpoint, 5 study, 6 non-finite numbers, 7 devices, 8 output or
-disk, 130 SIGINT, 143 SIGTERM"""
+disk, 130 SIGINT, 141 SIGPIPE, 143 SIGTERM"""
 
 GENERATE = ("run", "prompt", "prompts", "out", "outputs", "sampler")
 
@@ -36,7 +38,11 @@ def main(argv: list[str] | None = None) -> int:
     words = [word for word in words if word != "traceback=true"]
     try:
         command(words)
+        sys.stdout.flush()
         return 0
+    except BrokenPipeError:  # the reader has seen enough; what is still unwritten must not fail again on leaving
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except PlatformError as error:
         if show_trace:
             traceback.print_exc()
@@ -102,9 +108,6 @@ def whole_number(key: str, value: str, at_least: int) -> int:
 
 def check_output(folder: str) -> None:
     """Raise OutputError, before anything heavy is loaded, when the output folder cannot be written."""
-    import os
-    from pathlib import Path
-
     path = Path(folder).absolute()
     while not path.exists():
         path = path.parent
@@ -115,6 +118,7 @@ def check_output(folder: str) -> None:
 
 def generate(words: list[str]) -> None:
     """Read the keys as plain text, since prompts break the grammar of overrides; check them, and continue the prompts."""
+    from gpt2_lightning.generation.prompts import read_prompts
     from gpt2_lightning.settings.generate import GenerateConfig
     from gpt2_lightning.settings.sampler import SamplerConfig
     from gpt2_lightning.settings.setting import read_words
@@ -125,9 +129,10 @@ def generate(words: list[str]) -> None:
     settings = read_words(SamplerConfig, changes)
     SamplerConfig(**{**(preset or {}), **settings})
     check_generate(own)
+    records = read_prompts(Path(own["prompts"])) if "prompts" in own else None
     from gpt2_lightning.generation.command import Asked, generate_command
 
-    asked = Asked(run=own["run"], prompt=own.get("prompt"), prompts=own.get("prompts", ""), out=own.get("out", ""),
+    asked = Asked(run=own["run"], prompt=own.get("prompt"), records=records, out=own.get("out", ""),
                   outputs=own.get("outputs", "outputs"), preset=preset, changes=settings)  # fmt: skip
     generate_command(asked, config)
 
@@ -177,10 +182,19 @@ def check_generate(own: dict[str, str]) -> None:
         raise ConfigError(
             "out", key="out", value=own["out"], rule="is for prompts=FILE.jsonl", remedy="For one prompt use > FILE"
         )
+    if "out" in own:
+        check_file(own["out"])
     try:
         own.get("prompt", "").encode("utf-8")
     except UnicodeEncodeError as error:
         raise ConfigError("prompt", key="prompt", value=ascii(own["prompt"]), rule="is not valid UTF-8") from error
+
+
+def check_file(out: str) -> None:
+    """Raise OutputError where no file of that name can be written."""
+    there = os.access(out, os.F_OK)
+    if not out or (there and Path(out).is_dir()) or not os.access(out if there else Path(out).absolute().parent, os.W_OK):
+        raise OutputError("output", key="out", value=out, rule="cannot be written", remedy="Give the file another name")
 
 
 def list_options(words: list[str]) -> None:

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from gpt2_lightning.settings.decoder import DecoderConfig
 from gpt2_lightning.weights import read_weights, write_weights
 
-__all__ = ["Cache", "Decoder", "DecoderConfig"]
+__all__ = ["Cache", "Decoder", "DecoderConfig", "Undrawn"]
 
 STRETCH = 256  # queries
 MOST_WEIGHTS = 2**24  # of attention, in a layer

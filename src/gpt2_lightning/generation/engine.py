@@ -27,7 +27,7 @@ Observe = Callable[[Tensor, Candidates], None]
 class Session:
     """Texts being continued side by side: their tokens, the cache, and ``logits`` ``[B, V]`` of each one's next token.
 
-    Prompts must not be empty; at most ``room`` tokens can be appended.
+    The context of row b begins at column ``starts[b]``. Prompts must not be empty; at most ``room`` tokens can be appended.
     """
 
     def __init__(self, decoder: Decoder, prompts: list[list[int]], room: int, slide_by: int = 1) -> None:
@@ -49,7 +49,7 @@ class Session:
         block_size = self.decoder.config.block_size
         lengths = self.width - self.starts
         kept = torch.where(lengths > block_size, block_size + 1 - self.slide_by, lengths)
-        longest = int(kept.max())
+        self.starts, longest = self.width - kept, int(kept.max())
         columns = min(block_size, longest + self.tokens.shape[1] - self.width)
         self.cache = Cache(self.decoder.config, longest - kept, columns, self.decoder.wte.weight.dtype)
         hidden = self.decoder.hidden(self.history[:, -longest:].clamp(min=0), self.cache)
@@ -60,6 +60,7 @@ class Session:
         self.tokens[:, self.width] = tokens
         self.width += 1
         if self.cache.length == self.decoder.config.block_size:
+            del self.cache  # or its successor would lie beside it
             self.prefill()
         else:
             self.logits = self.decoder(tokens[:, None], self.cache)[:, -1]

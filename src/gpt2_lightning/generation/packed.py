@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gpt2_lightning.decoder import Decoder
+from gpt2_lightning.decoder import Decoder, Undrawn
 from gpt2_lightning.errors import ConfigError, MachineError
 from gpt2_lightning.processor import processor_flags
 
@@ -42,9 +42,10 @@ class PrepackedLinear(PlainLinear):
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__(torch.ops.mkldnn._reorder_linear_weight(weight), bias)
+        self.product = torch.ops.mkldnn._linear_pointwise
 
     def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return self.product(x, self.weight, self.bias, "none", [], "")
 
 
 class Int8Linear(nn.Module):
@@ -62,12 +63,13 @@ class Int8Linear(nn.Module):
                 weight, scales.double(), torch.zeros(len(scales), dtype=torch.long), 0, torch.qint8
             )
             self.weight = torch.ops.quantized.linear_prepack(rounded, None)
+        self.product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
         self.bias = bias
         self.largest = INT8 if "avx512_vnni" in processor_flags() else INT7
 
     def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
         scales = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True).clamp_(min=1e-12).div_(self.largest)
-        y = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(x / scales, 1.0, self.largest + 1, self.weight)
+        y = self.product(x / scales, 1.0, self.largest + 1, self.weight)
         return y.mul_(scales) if self.bias is None else torch.addcmul(self.bias, y, scales)
 
 
@@ -85,15 +87,15 @@ class PackedDecoder(Decoder):
 def pack(decoder: Decoder, numbers: str = "float32") -> PackedDecoder:
     """The decoder ready for generation; ``numbers`` are those of its products: float32 (exact), bfloat16 or int8.
 
-    Later changes of the decoder's weights need not reach it. Raises ConfigError for other numbers, MachineError for int8 on a
-    GPU.
+    Later changes of the decoder's weights need not reach it. Raises ConfigError for other numbers, MachineError for int8 where
+    the device or this torch has no product for it.
     """
     if numbers not in NUMBERS:
         raise ConfigError("numbers", key="numbers", value=numbers, rule=f"must be one of {', '.join(NUMBERS)}")
     if numbers == "int8" and decoder.wte.weight.is_cuda:
         raise MachineError("numbers", key="numbers", value=numbers, rule="is for the CPU", remedy="Set numbers=bfloat16")
     dtype = torch.bfloat16 if numbers == "bfloat16" else torch.float32
-    with torch.device("meta"):
+    with torch.device("meta"), Undrawn():
         packed = PackedDecoder(decoder.config)
     weights = {name: p.detach().to(dtype) for name, p in decoder.named_parameters()}
     packed.load_state_dict(weights, assign=True)
@@ -108,11 +110,13 @@ def pack(decoder: Decoder, numbers: str = "float32") -> PackedDecoder:
 def pack_linear(weight: Tensor, bias: Tensor | None, numbers: str) -> nn.Module:
     """One linear map, by the fastest way that this torch and this device have."""
     weight, bias = weight.detach(), None if bias is None else bias.detach()
-    if numbers == "int8":
-        return Int8Linear(weight, bias)
-    if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
-        try:
+    try:
+        if numbers == "int8":
+            return Int8Linear(weight, bias)
+        if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
             return PrepackedLinear(weight, bias)
-        except (AttributeError, RuntimeError):
-            pass
+    except (AttributeError, RuntimeError) as error:
+        if numbers == "int8":
+            rule = f"is not supported here: {str(error).splitlines()[0]}"
+            raise MachineError("numbers", key="numbers", value=numbers, rule=rule, remedy="Set numbers=bfloat16") from error
     return PlainLinear(weight, bias)

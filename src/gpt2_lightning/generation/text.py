@@ -9,7 +9,7 @@ anywhere, and so the tokens are those that other libraries continue.
 import codecs
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gpt2_lightning.data.tokens import Tokenizer, load_tokenizer
 from gpt2_lightning.decoder import Decoder
+from gpt2_lightning.errors import ConfigError
 from gpt2_lightning.generation.beam import Beam, beam_search
 from gpt2_lightning.generation.engine import PADDING, continue_tokens
 from gpt2_lightning.generation.packed import PackedDecoder, pack
@@ -30,6 +31,7 @@ __all__ = ["Continuation", "continue_texts", "generate", "tokenizer_of"]
 Watch = Callable[[str], None]
 
 
+@runtime_checkable
 class Ends(Protocol):
     """What a text is read with as it comes."""
 
@@ -109,10 +111,10 @@ def continue_texts(
 ) -> Iterator[list[Continuation]]:  # fmt: skip
     """The ``config.n`` continuations of each prompt, in order; an empty prompt begins with end-of-text.
 
-    ``watch`` gets the pieces of a single text as they come. Raises ConfigError for what the decoder cannot do.
+    ``watch`` gets the pieces of a single text as they come. Raises ConfigError for what the decoder cannot do, at once.
     """
     starts = [tokenizer.encode(prompt).tolist() or [tokenizer.end_of_text] for prompt in prompts]
-    yield from continue_starts(decoder, tokenizer, prompts, starts, config, sampler, watch)
+    return continue_starts(decoder, tokenizer, prompts, starts, config, sampler, watch)
 
 
 def continue_starts(
@@ -124,11 +126,18 @@ def continue_starts(
     packed = decoder if isinstance(decoder, PackedDecoder) else pack(decoder, config.numbers)
     copies = 1 if sampler.beams > 1 else config.n
     rows = list(make_rows(prompts, starts, packed.config.block_size, config, copies))
+    return side_by_side(packed, tokenizer, rows, config, sampler, watch if len(rows) == 1 else None)
+
+
+def side_by_side(
+    decoder: Decoder, tokenizer: Ends, rows: list[Row], config: GenerateConfig, sampler: SamplerConfig, watch: Watch | None
+) -> Iterator[list[Continuation]]:
+    """The continuations of each prompt, of which some ``config.batch_size`` are worked on at a time."""
     together = search if sampler.beams > 1 else sample
     size = max(1, config.batch_size // sampler.beams)
     made: list[Continuation] = []
     for i in range(0, len(rows), size):
-        for found in together(packed, tokenizer, rows[i : i + size], config, sampler, watch):
+        for found in together(decoder, tokenizer, rows[i : i + size], config, sampler, watch):
             made += found
             if len(made) == config.n or sampler.beams > 1:
                 yield made
@@ -164,7 +173,7 @@ def sample(
     decoder: Decoder, tokenizer: Ends, rows: list[Row], config: GenerateConfig, sampler: SamplerConfig, watch: Watch | None
 ) -> list[list[Continuation]]:
     """One continuation of each row, drawn."""
-    replies = [Reply(tokenizer, config.stop, watch if len(rows) == 1 else None) for _ in rows]
+    replies = [Reply(tokenizer, config.stop, watch) for _ in rows]
     continue_tokens(
         decoder, [row.start for row in rows], [row.limit for row in rows], sampler, [row.key for row in rows],
         lambda i, token: replies[i].feed(token), config.slide_by,
@@ -237,7 +246,13 @@ def generate_tokens(
 ) -> Int[Tensor, "B_n T_new"]:
     """The prompts' tokens and their continuations, on the prompts' device."""
     nothing, starts = NoText(decoder.config.vocab_size), prompts.tolist()
+    if config.stop:
+        raise config.refuse("stop", "is for prompts that are text")
+    if not all(0 <= token < decoder.config.vocab_size for start in starts for token in start) or not prompts.shape[1]:
+        rule = f"must be tokens, at least one, of the vocabulary of {decoder.config.vocab_size}"
+        raise ConfigError("prompts", key="prompts", value=list(prompts.shape), rule=rule)
     groups = continue_starts(decoder, nothing, [""] * len(starts), starts, config, sampler)
     rows = [start + one.tokens for start, group in zip(starts, groups, strict=True) for one in group]
-    longest = max(map(len, rows))
-    return torch.tensor([row + [nothing.end_of_text] * (longest - len(row)) for row in rows], device=prompts.device)
+    longest = max(map(len, rows), default=prompts.shape[1])
+    filled = [row + [nothing.end_of_text] * (longest - len(row)) for row in rows]
+    return torch.tensor(filled, dtype=prompts.dtype, device=prompts.device).view(len(rows), longest)

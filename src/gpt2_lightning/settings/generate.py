@@ -24,6 +24,6 @@ class GenerateConfig(Settings):
     batch_size: int = setting(8, "texts continued side by side", at_least=1)
 
     def check_rules(self) -> None:
-        """An empty stop string would stop at once."""
-        if "" in self.stop:
-            raise self.refuse("stop", "must not be empty")
+        """An empty stop string would stop at once, and a string is a list of its characters."""
+        if isinstance(self.stop, str) or "" in self.stop:
+            raise self.refuse("stop", "must be a list of strings that are not empty")

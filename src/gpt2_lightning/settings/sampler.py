@@ -31,7 +31,9 @@ class SamplerConfig(Settings):
     typical: float | None = setting(None, "mass of the tokens whose surprise is nearest the entropy", above=0, below=1)
     draw: str = setting("proportional", "how one of the tokens is drawn", choices=("proportional", "uniform"))
     beams: int = setting(1, "sequences that beam search holds (1: no beam search)", at_least=1)
-    length_penalty: float = setting(1.0, "beams are ranked by log-probability / length ** length_penalty")
+    length_penalty: float = setting(
+        1.0, "beams are ranked by log-probability / length ** length_penalty", at_least=-10, at_most=10
+    )
 
     def check_rules(self) -> None:
         """A filter and a beam contradict each other: one asks for a draw, the other for none."""
