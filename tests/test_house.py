@@ -16,14 +16,14 @@ ROOT = Path(__file__).parents[1]
 ROOMS = {
     "hydra": {"config"},
     "omegaconf": {"config"},
-    "lightning": {"module", "data.stream", "run", "dashboard", "trainer"},
+    "lightning": {"module", "data.stream", "run", "dashboard", "keeper", "trainer"},
     "optuna": set(),
     "datasets": {"data.hub"},
     "tensorboard": {"dashboard"},
     "tiktoken": {"data.tokens"},
 }
-HEIGHT = ["errors", "settings", "config", "decoder", "loss", "optimizer", "metrics", "checkpoint", "data", "generate",
-          "module", "dashboard", "trainer", "run", "__main__"]  # fmt: skip
+HEIGHT = ["errors", "settings", "config", "lock", "signals", "folder", "decoder", "loss", "optimizer", "metrics", "checkpoint",
+          "data", "generate", "guard", "module", "dashboard", "ranks", "keeper", "trainer", "run", "__main__"]  # fmt: skip
 
 
 def modules() -> dict[str, set[str]]:

@@ -101,7 +101,9 @@ def keep_freed_memory() -> None:
 
 def quieten() -> None:
     """Silence what Lightning says about choices that are made here on purpose."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", ".*(`broadcast_buffers`|functional.all_gather) is deprecated.*")
     for message in (
         ".*does not have many workers.*",
         ".*`IterableDataset` has `__len__` defined.*",
