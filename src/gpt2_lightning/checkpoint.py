@@ -29,7 +29,8 @@ from gpt2_lightning.errors import CheckpointError, OutputError
 
 __all__ = [
     "best_checkpoint", "checkpoints", "find_checkpoint", "find_run", "load_checkpoint", "load_decoder", "newest_verified",
-    "prune_checkpoints", "read_manifest", "save_checkpoint", "set_damaged_aside", "tidy_checkpoints", "verify_checkpoint",
+    "prune_checkpoints", "read_manifest", "save_checkpoint", "set_damaged_aside", "step_of", "tidy_checkpoints",
+    "verify_checkpoint",
 ]  # fmt: skip
 
 MANIFEST, STATE, WEIGHTS = "manifest.json", "state.ckpt", "model.safetensors"
@@ -149,6 +150,11 @@ def try_to_save(parent: Path, state: dict[str, Any], weights: dict[str, Tensor],
     disk.rename(partial, parent / name)
     disk.sync_folder(parent)
     return parent / name
+
+
+def step_of(folder: Path) -> int:
+    """The step in a checkpoint's name."""
+    return int(folder.name.split("-")[1])
 
 
 def free_name(parent: Path, step: int) -> str:
@@ -282,19 +288,20 @@ def tidy_checkpoints(parent: Path) -> None:
 
 
 def prune_checkpoints(parent: Path, keep: int) -> None:
-    """Keep the newest ``keep`` good ones and the best each of them knows of; remove the rest, by name first.
+    """Keep the good ones of the newest ``keep`` steps and the best each of them knows of; remove the rest, by name first.
 
     Only manifests are read here: the newest was verified a moment ago, the others when they were saved.
     """
-    kept: dict[str, int] = {}
+    kept: dict[int, Path] = {}
+    best: set[int] = set()
     for folder in checkpoints(parent):
-        try:
-            kept |= {folder.name: read_manifest(folder)["best_step"]} if len(kept) < keep else {}
-        except CheckpointError:
-            continue
-    best = {f"step-{step:08d}" for step in kept.values()}
+        with suppress(CheckpointError):
+            manifest = read_manifest(folder)
+            if len(kept) < keep and manifest["step"] not in kept:
+                kept[manifest["step"]] = folder
+                best.add(manifest["best_step"])
     for folder in checkpoints(parent):
-        if folder.name not in kept and folder.name.rpartition("-")[0] not in best and folder.name not in best:
+        if folder not in kept.values() and step_of(folder) not in best - kept.keys():
             disk.rename(folder, parent / f".{folder.name}")
             remove_folder(parent / f".{folder.name}")
     for folder in parent.glob("damaged-*") if len(kept) == keep else []:
@@ -312,10 +319,10 @@ def best_checkpoint(parent: Path) -> Path | None:
     """The checkpoint with the best validation as far as the newest one knows, else the newest; None where there is none."""
     for folder in checkpoints(parent):
         try:
-            best = f"step-{read_manifest(folder)['best_step']:08d}"
+            best = read_manifest(folder)["best_step"]
         except CheckpointError:
             continue
-        return next((path for path in checkpoints(parent) if path.name in (best, f"{best}-1")), folder)
+        return next((path for path in checkpoints(parent) if step_of(path) == best), folder)
     return None
 
 

@@ -129,19 +129,19 @@ def newest_number(folder: Path) -> int:
 def claim(folder: Path, number: int) -> bool:
     """Make the file of that number, whole and in one step; False when it was there."""
     partial, target = write_holder(folder, this_process()), folder / str(number)
-    try:
-        os.link(partial, target)
-        return True
-    except FileExistsError:
-        return partial.stat().st_nlink == 2  # a network file system may have done it and lost the answer
-    except FileNotFoundError:
-        return False  # the winner has tidied up
-    except OSError as error:
-        if error.errno not in NO_LINKS:
-            raise
-        return create(target, partial.read_bytes())
-    finally:
-        partial.unlink(missing_ok=True)
+    with suppress(FileNotFoundError):  # a winner has tidied up
+        try:
+            os.link(partial, target)
+            return True
+        except FileExistsError:
+            return partial.stat().st_nlink == 2  # a network file system may have done it and lost the answer
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            return create(target, partial.read_bytes())
+        finally:
+            partial.unlink(missing_ok=True)
+    return False
 
 
 def create(path: Path, content: bytes) -> bool:

@@ -21,6 +21,7 @@ from gpt2_lightning.checkpoint import (
     load_decoder,
     newest_verified,
     set_damaged_aside,
+    step_of,
     tidy_checkpoints,
     verify_checkpoint,
 )
@@ -222,7 +223,7 @@ def sample_text(
 
 def write_result(folder: Path, config: RunConfig, dashboard: Dashboard, keeper: Keeper, unigram: float) -> dict[str, Any]:
     """Write result.json, which says that the run is finished: the last and the best validation, and what it took."""
-    kept = [path for path in checkpoints(folder / "checkpoints") if path.name.startswith(f"step-{keeper.best_step:08d}")]
+    kept = [path for path in checkpoints(folder / "checkpoints") if step_of(path) == keeper.best_step]
     result = {
         "state": "finished",
         "steps": keeper.step,
