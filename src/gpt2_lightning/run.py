@@ -32,7 +32,7 @@ from gpt2_lightning.data.stream import StreamDataModule
 from gpt2_lightning.data.tokens import Tokenizer, load_tokenizer
 from gpt2_lightning.decoder import Decoder
 from gpt2_lightning.errors import CheckpointError, MachineError, NumbersError, PlatformError
-from gpt2_lightning.folder import RUN_FOLDER, RunFolder, is_other_rank, not_allowed, refuse, write_whole
+from gpt2_lightning.folder import RUN_FOLDER, RunFolder, find_folder, is_other_rank, not_allowed, refuse, write_whole
 from gpt2_lightning.generate.engine import continue_tokens
 from gpt2_lightning.keeper import Keeper, Rewind, find_rewind
 from gpt2_lightning.module import GPT2Module
@@ -55,11 +55,12 @@ def train(config: RunConfig, signals: Signals | None = None) -> None:
     check_machine(config)
     seed_everything(config.seed, verbose=False)
     data = open_data(config)
+    foreign = foreign_start(config)
     run = RunFolder(config)
     try:
         said = run.finished(config)
         if said is None:
-            train_in(run, config, data, signals)
+            train_in(run, choose_start(run, config, foreign), config, data, signals)
         else:
             print(said)
     except Rewind as rewind:
@@ -69,9 +70,8 @@ def train(config: RunConfig, signals: Signals | None = None) -> None:
         run.lock.release()
 
 
-def train_in(run: RunFolder, config: RunConfig, data: StreamDataModule, signals: Signals) -> None:
-    """Rank 0's part: choose the checkpoint, train, write what comes of it."""
-    start = choose_start(run, config)
+def train_in(run: RunFolder, start: Path | None, config: RunConfig, data: StreamDataModule, signals: Signals) -> None:
+    """Rank 0's part: train from a checkpoint or the beginning, and write what comes of it."""
     run.begin(config)
     os.environ |= {RUN_FOLDER: str(run.path), RUN_START: str(start or "")}
     module, dashboard, keeper, trainer = build(run, run.path, config, data, signals)
@@ -112,7 +112,7 @@ def build(
     return module, dashboard, keeper, build_trainer(config, folder, [dashboard, keeper])
 
 
-def choose_start(run: RunFolder, config: RunConfig) -> Path | None:
+def choose_start(run: RunFolder, config: RunConfig, foreign: Path | None) -> Path | None:
     """The checkpoint to go on from, said aloud; None for a start from the beginning. Raises CheckpointError."""
     own = run.path / "checkpoints"
     tidy_checkpoints(own)
@@ -123,8 +123,7 @@ def choose_start(run: RunFolder, config: RunConfig) -> Path | None:
         remedy = "Set resume=never to begin a new run"
         raise CheckpointError("run", key="folder", value=str(run.path), rule="has no checkpoint that is good", remedy=remedy)
     set_damaged_aside(faults)
-    if start is None and config.resume not in ("auto", "must", "never"):
-        start = foreign_start(config)
+    start = start or foreign
     if start is None and config.resume == "must":
         raise CheckpointError("run", key="folder", value=str(run.path), rule="has no checkpoint yet to go on from")
     place = os.path.relpath(run.path)
@@ -132,8 +131,14 @@ def choose_start(run: RunFolder, config: RunConfig) -> Path | None:
     return start
 
 
-def foreign_start(config: RunConfig) -> Path:
-    """The checkpoint that ``resume=PATH`` means, verified; raises CheckpointError where it is not one or of other settings."""
+def foreign_start(config: RunConfig) -> Path | None:
+    """The checkpoint that ``resume=PATH`` means, verified, where the run has none of its own yet.
+
+    Raises CheckpointError where it is no checkpoint, or one of other settings.
+    """
+    own = find_folder(config)
+    if config.resume in ("auto", "must", "never") or (own and checkpoints(own / "checkpoints")):
+        return None
     found = find_checkpoint(Path(config.resume))
     if found is None:
         remedy = "Give auto, must, never, or the folder of a run or checkpoint"
