@@ -87,7 +87,15 @@ def start(words: Sequence[str], cwd: Path, broken: Break | None = None, log: str
         os.dup2(out, descriptor)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
     os.chdir(cwd)
-    for name in ("GPT2_LIGHTNING_RUN", "GPT2_LIGHTNING_START", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_PORT"):
+    for name in (
+        "GPT2_LIGHTNING_RUN",
+        "GPT2_LIGHTNING_START",
+        "GPT2_LIGHTNING_RANK_0",
+        "LOCAL_RANK",
+        "WORLD_SIZE",
+        "NODE_RANK",
+        "MASTER_PORT",
+    ):
         os.environ.pop(name, None)
     os.environ.update(env)
     torch.set_num_threads(1)

@@ -145,6 +145,18 @@ def test_flips_within_runs(tmp_path: Path, file: str) -> None:
     print(f"\n50 flips of {file}: all noticed, all runs ended like the whole one")
 
 
+def is_gone(group: int, seconds: float = 10.0) -> bool:
+    """Whether no rank and no worker outlives its run."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_signals(tmp_path: Path, ranks: int) -> None:
     """Signals at random times: the right status, a checkpoint within 5 s, and an exact resume."""
@@ -164,6 +176,7 @@ def test_signals(tmp_path: Path, ranks: int) -> None:
         assert found in (status, 0, -number), (root / "log").read_text()[-3000:]
         assert found != 0 or (only_run(root) / "result.json").exists()
         counts[abs(found) if found >= 0 else 128 - found] += 1
+        assert is_gone(pid)
         assert "Traceback" not in (root / "log").read_text(), (root / "log").read_text()
         if found != 0:
             train(words, root)

@@ -43,7 +43,8 @@ from gpt2_lightning.trainer import build_trainer, choose_devices, choose_precisi
 
 __all__ = ["generate_text", "train"]
 
-RUN_START = "GPT2_LIGHTNING_START"  # tells the other ranks the checkpoint that rank 0 chose
+RUN_START = "GPT2_LIGHTNING_START"  # tells the other ranks the checkpoint that rank 0 chose,
+RANK_0 = "GPT2_LIGHTNING_RANK_0"  # and its process
 
 
 def train(config: RunConfig, signals: Signals | None = None) -> None:
@@ -73,7 +74,7 @@ def train(config: RunConfig, signals: Signals | None = None) -> None:
 def train_in(run: RunFolder, start: Path | None, config: RunConfig, data: StreamDataModule, signals: Signals) -> None:
     """Rank 0's part: train from a checkpoint or the beginning, and write what comes of it."""
     run.begin(config)
-    os.environ |= {RUN_FOLDER: str(run.path), RUN_START: str(start or "")}
+    os.environ |= {RUN_FOLDER: str(run.path), RUN_START: str(start or ""), RANK_0: str(os.getpid())}
     module, dashboard, keeper, trainer = build(run, run.path, config, data, signals)
     with Watch(run.path, config.trainer.devices) as watch:
         fit(trainer, module, data, start, watch)
@@ -86,7 +87,7 @@ def train_in(run: RunFolder, start: Path | None, config: RunConfig, data: Stream
 
 def other_rank(config: RunConfig, signals: Signals) -> None:
     """Another rank's part: it trains along and ends with 0; what stops it alone it leaves for rank 0 to say."""
-    end_with_parent()
+    end_with_parent(int(os.environ[RANK_0]))
     signals.armed = True
     folder, start = Path(os.environ[RUN_FOLDER]), os.environ[RUN_START]
     try:

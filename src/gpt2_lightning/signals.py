@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from types import FrameType
 
 from gpt2_lightning.errors import PlatformError
@@ -34,26 +35,43 @@ class Signals:
     """``number``: the first signal since the start, 0 while there is none."""
 
     def __init__(self) -> None:
-        self.number, self.armed = 0, False
+        self.number, self.armed, self.listening = 0, False, False
         self.numbers = {signal.SIGTERM, signal.SIGINT} | ({signal.SIGUSR1} if job_id() else set())
 
     def install(self) -> None:
-        """Handle them, and let them through."""
+        """Handle them, and let them through. A thread of its own hears them even where the main one waits for other ranks."""
+        if not self.listening:
+            self.listening = True
+            hear, tell = os.pipe()
+            os.set_blocking(tell, False)
+            signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+            threading.Thread(target=self.listen, args=(hear,), name="signals", daemon=True).start()
         for number in self.numbers:
-            signal.signal(number, self.handle)
+            signal.signal(number, heard_elsewhere)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self.numbers)
 
     def block(self) -> None:
         """Hold them back until ``install``: somebody else's handlers are in place meanwhile."""
         signal.pthread_sigmask(signal.SIG_BLOCK, self.numbers)
 
-    def handle(self, number: int, frame: FrameType | None) -> None:
+    def listen(self, hear: int) -> None:
+        """Take the numbers that the interpreter passes on."""
+        while said := os.read(hear, 64):
+            for number in said:
+                if number in self.numbers:
+                    self.take(number)
+
+    def take(self, number: int) -> None:
         """Note the signal, or end the process at once."""
         if not self.armed or (number == signal.SIGINT and self.number):
             word = "interrupted" if number == signal.SIGINT else "terminated"
             os.write(2, f"error: {word}\n".encode())
             os._exit(Interrupted(number, "").status)
         self.number = self.number or number
+
+
+def heard_elsewhere(number: int, frame: FrameType | None) -> None:
+    """The handler of the main thread: the listening one has the number already."""
 
 
 def requeue() -> str:
@@ -69,10 +87,12 @@ def ignore_signals() -> None:
     """For the loader's workers: what is sent to the whole group is their rank's business; they end with it."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    end_with_parent()
+    end_with_parent(os.getppid())
 
 
-def end_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends, where it can."""
+def end_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends, where it can; end now where it has ended already."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(0)
