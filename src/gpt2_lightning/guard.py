@@ -3,7 +3,7 @@
 It stands between the gradients and the optimizer. A step that is not finite, or a spike where those count, is held: weights,
 moments and the optimizer's step count stay bit for bit as they were. On a CPU the verdict is read at once; elsewhere one step
 later, when it has long been computed, and until then every further step is held too, so nothing waits for the device.
-One number: 1 collective a step over several ranks, of five numbers; they carry a rank's signal to all of them as well.
+One number: 1 collective a step over several ranks, of three numbers; they carry a rank's signal to all of them as well.
 Choice not taken: looking at the loss when it is logged, by which time the weights are gone.
 """
 
@@ -39,7 +39,8 @@ class Guard:
     ) -> None:
         self.config, self.ranks, self.scaled = config, ranks, scaled
         self.late = device.type != "cpu" if late is None else late
-        self.stuck = torch.zeros((), dtype=torch.bool, device=device)
+        self.sticky = config.on_nonfinite != "skip" or config.on_spike in ("stop", "rewind")
+        self.zero, self.stuck = torch.zeros((), device=device), torch.zeros((), dtype=torch.bool, device=device)
         self.window = torch.zeros(3, dtype=torch.float64, device=device)  # steps, mean, variance
         self.waiting: deque[tuple[int, Tensor, Any]] = deque()
 
@@ -54,30 +55,36 @@ class Guard:
     @torch.no_grad()
     def judge(self, step: int, loss: Tensor, norm: Tensor, optimizer: Optimizer, signal: int) -> Tensor:
         """Hold the optimizer where the step is bad; returns whether it may go on, as a tensor. All ranks call it together."""
-        bad = ~torch.isfinite(loss) if self.scaled else ~(torch.isfinite(loss) & torch.isfinite(norm))
-        told = torch.stack([bad.float(), torch.tensor(float(signal), device=bad.device), loss.float() / self.ranks])
+        told = torch.stack([norm.float() * 0 if not self.scaled else self.zero, loss.float() / self.ranks, self.told(signal)])
         if self.ranks > 1:
             torch.distributed.all_reduce(told)
-        mean = told[2]
-        bad = told[0] > 0
-        spike = self.is_spike(mean) & ~bad
-        self.stuck |= (bad & (self.config.on_nonfinite != "skip")) | (spike & (self.config.on_spike in ("stop", "rewind")))
-        held = bad | spike | self.stuck
-        self.learn(mean, held)
+        bad = ~torch.isfinite(told[:2].sum())
+        held, spike = bad, self.zero
+        if self.config.on_spike != "ignore":
+            spike = self.is_spike(told[1]) & ~bad
+            held = bad | spike
+        if self.sticky:
+            ends = bad & (self.config.on_nonfinite != "skip") | (spike > 0) & (self.config.on_spike in ("stop", "rewind"))
+            self.stuck.logical_or_(ends)
+            held = held | self.stuck
+        if self.config.on_spike != "ignore":
+            self.learn(told[1], held)
         self.hold(optimizer, held)
-        self.remember(step, torch.stack([bad, spike, told[1], mean, norm.float()]))
+        self.remember(step, torch.stack([bad, spike, told[2], told[1], norm]))
         return ~held
+
+    def told(self, signal: int) -> Tensor:
+        """This rank's signal for all of them."""
+        return torch.full_like(self.zero, signal) if signal else self.zero
 
     def is_spike(self, loss: Tensor) -> Tensor:
         """Whether the loss is far above those of the window, once that is full."""
         seen, mean, variance = self.window
         far = loss > mean + self.config.spike_deviations * variance.sqrt()
-        return far & (seen >= self.config.spike_window) & (self.config.on_spike != "ignore")
+        return far & (seen >= self.config.spike_window)
 
     def learn(self, loss: Tensor, held: Tensor) -> None:
         """Take the loss of a step that was not held into the exponential mean and variance (Welford's, weighted)."""
-        if self.config.on_spike == "ignore":
-            return
         seen, mean, variance = self.window
         share = 1 / (seen + 1).clamp(max=self.config.spike_window)
         delta = loss - mean
