@@ -53,10 +53,7 @@ class RunLog:
             self.file.flush()
             self.show(metrics, step)
         except OSError as error:
-            rule = f"cannot be written: {error.strerror}"
-            raise OutputError(
-                "log", key="file", value=self.file.name, rule=rule, remedy="The checkpoints so far stand"
-            ) from error
+            raise self.full(error) from error
 
     def show(self, metrics: dict[str, float], step: int) -> None:
         """One step's numbers for TensorBoard."""
@@ -64,10 +61,18 @@ class RunLog:
             self.board.add_scalar(name, value, step)
 
     def sync(self) -> int:
-        """Have all lines on the disk; returns their size in bytes."""
-        self.board.flush()
-        os.fsync(self.file.fileno())
-        return self.file.tell()
+        """Have all lines on the disk; returns their size in bytes. Raises OutputError."""
+        try:
+            self.board.flush()
+            os.fsync(self.file.fileno())
+            return self.file.tell()
+        except OSError as error:
+            raise self.full(error) from error
+
+    def full(self, error: OSError) -> OutputError:
+        """The error for a disk that does not take the log."""
+        rule = f"cannot be written: {error.strerror}"
+        return OutputError("log", key="file", value=str(self.file.name), rule=rule, remedy="The checkpoints so far stand")
 
     def write_text(self, name: str, text: str, step: int) -> None:
         """Text for TensorBoard, shown as it is."""

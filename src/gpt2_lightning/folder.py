@@ -11,6 +11,7 @@ import shutil
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -169,7 +170,7 @@ class RunFolder:
         (self.path / "result.json").unlink(missing_ok=True)
         for left in (*self.path.glob(".rank*"), *self.path.glob(".*.partial")):
             left.unlink(missing_ok=True)
-        write_whole(self.path / "config.yaml", to_yaml(config))
+        write_settings(self.path, config)
         (self.path / "checkpoints").mkdir(exist_ok=True)
 
 
@@ -191,7 +192,7 @@ def make_folder(parent: Path, config: RunConfig) -> tuple[Path, Lock] | None:
     names = [f"{now}{n}{suffix()}" for n in ("", *(f"-{n}" for n in range(2, 1000)))]
     hidden = parent / f".{now}.{os.getpid()}"
     (hidden / "checkpoints").mkdir(parents=True)
-    write_whole(hidden / "config.yaml", to_yaml(config))
+    write_settings(hidden, config)
     lock = Lock(hidden)
     lock.acquire()
     for name in names if config.run.id == "auto" else [config.run.id]:
@@ -223,14 +224,24 @@ def tidy_folders(parent: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def write_settings(folder: Path, config: RunConfig) -> None:
+    """The run's config.yaml; what was allowed to change once is not allowed for ever."""
+    write_whole(folder / "config.yaml", to_yaml(replace(config, resume_allow=[])))
+
+
 def write_whole(path: Path, text: str) -> None:
-    """Write beside the target, flush, rename, flush the folder."""
+    """Write beside the target, flush, rename, flush the folder; raises OutputError."""
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise OutputError("file", key="file", value=str(path), rule=f"cannot be written: {error.strerror}") from error
     sync_folder(path.parent)
 
 

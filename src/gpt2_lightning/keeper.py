@@ -12,6 +12,7 @@ import json
 import platform
 import random
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -67,10 +68,16 @@ class Folders(CheckpointIO):
 
 
 class Keeper(Callback):
-    """Keeps ``run``, None on other ranks, in ``folder``. ``best`` is the best validation, ``skipped`` counts held steps."""
+    """Keeps ``run``, None on other ranks, in ``folder``; ``base`` names the newest checkpoint, empty while there is none.
 
-    def __init__(self, config: RunConfig, run: RunFolder | None, folder: Path, dashboard: Dashboard, signals: Signals) -> None:
+    ``best`` is the best validation, ``skipped`` counts held steps.
+    """
+
+    def __init__(
+        self, config: RunConfig, run: RunFolder | None, folder: Path, dashboard: Dashboard, signals: Signals, base: str = ""
+    ) -> None:
         self.config, self.run, self.folder, self.dashboard, self.signals = config, run, folder, dashboard, signals
+        self.base = base
         self.best: dict[str, float] = {}
         self.best_step = self.waited = self.step = self.skipped = self.streak = self.saved_step = 0
         self.pending = self.ended = False
@@ -174,10 +181,8 @@ class Keeper(Callback):
 
     def rewind(self, verdict: Verdict) -> None:
         """Note which batches are left out, and ask for a new start; raises Rewind, or NumbersError when it does not help."""
-        data, parent = self.module_data, self.folder / "checkpoints"
+        data, base, stood = self.module_data, self.base, self.saved_step
         places = data.places(verdict.step)
-        base = checkpoints(parent)[0].name if checkpoints(parent) else ""
-        stood = self.saved_step if base else 0
         if sum(entry["to"] == base for entry in read_rewinds(self.folder)) >= MOST_SKIPPED:
             raise self.fault(verdict)
         entry = {"to": base, "step": stood, "from": verdict.step, "skipped": verdict.step + data.skipped - stood}
@@ -252,8 +257,10 @@ class Keeper(Callback):
                 self.run.lock.require()
             self.trainer.save_checkpoint(self.folder / "checkpoints", weights_only=False)
             self.saved_step = self.step
+            self.base = checkpoints(self.folder / "checkpoints")[0].name
             if self.trainer.is_global_zero:
-                prune_checkpoints(self.folder / "checkpoints", self.config.checkpoint.keep)
+                with suppress(OSError):  # the next save tries again
+                    prune_checkpoints(self.folder / "checkpoints", self.config.checkpoint.keep)
 
     def state_dict(self) -> dict[str, Any]:
         """Best, counts, and what each rank has of its own."""

@@ -75,7 +75,7 @@ def train_in(run: RunFolder, start: Path | None, config: RunConfig, data: Stream
     """Rank 0's part: train from a checkpoint or the beginning, and write what comes of it."""
     run.begin(config)
     os.environ |= {RUN_FOLDER: str(run.path), RUN_START: str(start or ""), RANK_0: str(os.getpid())}
-    module, dashboard, keeper, trainer = build(run, run.path, config, data, signals)
+    module, dashboard, keeper, trainer = build(run, run.path, start, config, data, signals)
     with Watch(run.path, config.trainer.devices) as watch:
         fit(trainer, module, data, start, watch)
     signals.armed = False
@@ -89,12 +89,13 @@ def other_rank(config: RunConfig, signals: Signals) -> None:
     """Another rank's part: it trains along and ends with 0; what stops it alone it leaves for rank 0 to say."""
     end_with_parent(int(os.environ[RANK_0]))
     signals.armed = True
-    folder, start = Path(os.environ[RUN_FOLDER]), os.environ[RUN_START]
+    folder = Path(os.environ[RUN_FOLDER])
+    start = Path(os.environ[RUN_START]) if os.environ[RUN_START] else None
     try:
         seed_everything(config.seed, verbose=False)
         data = open_data(config)
-        module, _, _, trainer = build(None, folder, config, data, signals)
-        fit(trainer, module, data, Path(start) if start else None)
+        module, _, _, trainer = build(None, folder, start, config, data, signals)
+        fit(trainer, module, data, start)
     except (Interrupted, NumbersError, Rewind):
         return  # all ranks meet these together
     except PlatformError as error:
@@ -104,12 +105,12 @@ def other_rank(config: RunConfig, signals: Signals) -> None:
 
 
 def build(
-    run: RunFolder | None, folder: Path, config: RunConfig, data: StreamDataModule, signals: Signals
+    run: RunFolder | None, folder: Path, start: Path | None, config: RunConfig, data: StreamDataModule, signals: Signals
 ) -> tuple[GPT2Module, Dashboard, Keeper, Trainer]:
     """The parts, introduced to each other."""
     module = GPT2Module(config, data.names, data.bytes_per_token, data.loss_weights, signals)
     dashboard = Dashboard(folder, config, data)
-    keeper = Keeper(config, run, folder, dashboard, signals)
+    keeper = Keeper(config, run, folder, dashboard, signals, start.name if start else "")
     return module, dashboard, keeper, build_trainer(config, folder, [dashboard, keeper])
 
 
