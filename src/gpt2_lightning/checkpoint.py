@@ -15,6 +15,7 @@ import pickle
 import re
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -90,10 +91,10 @@ disk = Disk()
 
 
 class Sink(io.RawIOBase):
-    """A new file on the disk; ``digest`` is over what was written."""
+    """A new file on the disk; ``digest`` is over what was written, and made while it is."""
 
     def __init__(self, path: Path) -> None:
-        self.descriptor, self.digest = disk.create(path), hashlib.sha256()
+        self.descriptor, self.digest, self.pool = disk.create(path), hashlib.sha256(), ThreadPoolExecutor(1)
 
     def writable(self) -> bool:
         """For the buffer in front."""
@@ -101,15 +102,23 @@ class Sink(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         """Some of the bytes; the buffer in front comes back with the rest."""
-        view = memoryview(data).cast("B")
-        n = disk.write(self.descriptor, view)
-        self.digest.update(view[:n])
+        view, digest = memoryview(data).cast("B"), self.digest.copy()
+        hashed = self.pool.submit(digest.update, view)
+        try:
+            n = disk.write(self.descriptor, view)
+        finally:
+            hashed.result()
+        if n == len(view):
+            self.digest = digest
+        else:
+            self.digest.update(view[:n])
         return n
 
     def close(self) -> None:
         """Flush to the disk and close."""
         if not self.closed:
             super().close()
+            self.pool.shutdown()
             try:
                 disk.sync(self.descriptor)
             finally:

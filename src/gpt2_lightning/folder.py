@@ -145,6 +145,7 @@ class RunFolder:
     def open(self, config: RunConfig, parent: Path) -> None:
         """Take what was found; when another start was quicker, look again."""
         while True:
+            tidy_folders(parent)
             found = find_folder(config, say=True)
             self.before = found is not None
             if found is None:
@@ -187,7 +188,6 @@ def finished(folder: Path, config: RunConfig) -> str | None:
 def make_folder(parent: Path, config: RunConfig) -> tuple[Path, Lock] | None:
     """A new folder with its settings, held by this process; under the id asked for, or a free one. None where it was taken."""
     parent.mkdir(parents=True, exist_ok=True)
-    tidy_folders(parent)
     now = datetime.now().strftime("%Y%m%d-%H%M%S")
     names = [f"{now}{n}{suffix()}" for n in ("", *(f"-{n}" for n in range(2, 1000)))]
     hidden = parent / f".{now}.{os.getpid()}"

@@ -20,6 +20,7 @@ from gpt2_lightning.checkpoint import (
     find_run,
     load_decoder,
     newest_verified,
+    read_manifest,
     set_damaged_aside,
     step_of,
     tidy_checkpoints,
@@ -34,7 +35,7 @@ from gpt2_lightning.decoder import Decoder
 from gpt2_lightning.errors import CheckpointError, MachineError, NumbersError, PlatformError
 from gpt2_lightning.folder import RUN_FOLDER, RunFolder, find_folder, is_other_rank, not_allowed, refuse, write_whole
 from gpt2_lightning.generate.engine import continue_tokens
-from gpt2_lightning.keeper import Keeper, Rewind, find_rewind
+from gpt2_lightning.keeper import Keeper, Rewind, code_fingerprint, find_rewind
 from gpt2_lightning.module import GPT2Module
 from gpt2_lightning.ranks import Watch, leave_word
 from gpt2_lightning.settings.sampler import SamplerConfig
@@ -128,6 +129,8 @@ def choose_start(run: RunFolder, config: RunConfig, foreign: Path | None) -> Pat
     start = start or foreign
     if start is None and config.resume == "must":
         raise CheckpointError("run", key="folder", value=str(run.path), rule="has no checkpoint yet to go on from")
+    if start and read_manifest(start)["fingerprints"]["code"] != code_fingerprint():
+        print(f"warning: the code has changed since {start.name} was saved", file=sys.stderr)
     place = os.path.relpath(run.path)
     print(f"{place}: " + (f"goes on from {start.name}" if start else "starts from the beginning"), file=sys.stderr, flush=True)
     return start
