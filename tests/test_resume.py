@@ -103,7 +103,8 @@ def cut_and_resume(root: Path, kind: Kind, call: int, rank: int, resumed: Kind |
         kill_at_call(GPT2Module, "training_step", call, rank)()
 
     status = run(kind_words(kind), corpora(root), broken)
-    assert status == -9, (root / "log").read_text()[-2000:]
+    assert status == -9 or (rank and status == 7), (root / "log").read_text()[-2000:]
+    assert status == -9 or f"error: rank {rank}: was ended by signal 9." in (root / "log").read_text()
     allow = [] if resumed in (None, kind) else ["resume_allow=[data.workers]"]
     return train([*kind_words(resumed or kind), *allow], root, record_rows)
 

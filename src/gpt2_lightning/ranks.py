@@ -9,12 +9,15 @@ import json
 import os
 import sys
 import threading
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gpt2_lightning.errors import MachineError
 from gpt2_lightning.folder import write_whole
 
-__all__ = ["Watch", "leave_word"]
+__all__ = ["Watch", "leave_word", "require_ranks"]
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 3.0
@@ -24,6 +27,18 @@ def leave_word(folder: Path, status: int, text: str) -> None:
     """Tell rank 0 what has ended this rank."""
     name = f".rank{os.environ['LOCAL_RANK']}"
     write_whole(folder / name, json.dumps({"status": status, "text": text}))
+
+
+def require_ranks(processes: Sequence[Any]) -> None:
+    """Raise MachineError where a rank was killed: a collective that breaks is the first that rank 0 hears of it."""
+    for rank, process in enumerate(processes, start=1):
+        for _ in range(10):
+            if process.poll() is None:
+                time.sleep(0.05)  # its end may be younger than that of its connections
+        if process.poll():
+            remedy = "Was it out of memory? The same command goes on from the last checkpoint"
+            rule = f"was ended by signal {-process.poll()}" if process.poll() < 0 else f"ended with {process.poll()}"
+            raise MachineError(f"rank {rank}", rule=rule, remedy=remedy)
 
 
 class Watch:

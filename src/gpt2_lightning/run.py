@@ -37,7 +37,7 @@ from gpt2_lightning.folder import RUN_FOLDER, RunFolder, find_folder, is_other_r
 from gpt2_lightning.generate.engine import continue_tokens
 from gpt2_lightning.keeper import Keeper, Rewind, code_fingerprint, find_rewind
 from gpt2_lightning.module import GPT2Module
-from gpt2_lightning.ranks import Watch, leave_word
+from gpt2_lightning.ranks import Watch, leave_word, require_ranks
 from gpt2_lightning.settings.sampler import SamplerConfig
 from gpt2_lightning.signals import Interrupted, Signals, end_with_parent
 from gpt2_lightning.trainer import build_trainer, choose_devices, choose_precision
@@ -200,6 +200,7 @@ def fit(
         raise MachineError("device memory", rule=f"does not hold {size}", remedy=remedy) from error
     except RuntimeError as error:
         if watch is not None and not isinstance(error, PlatformError):
+            require_ranks(getattr(trainer.strategy.launcher, "procs", []))
             watch.speak()
         raise
     finally:
