@@ -21,9 +21,11 @@ from peers import PEERS, Loop
 
 from gpt2_lightning.config import RunConfig, compose_config
 from gpt2_lightning.dashboard import Dashboard, peak_memory
+from gpt2_lightning.folder import RunFolder
+from gpt2_lightning.keeper import Keeper
 from gpt2_lightning.module import GPT2Module
-from gpt2_lightning.run import fit, open_data, open_folder
-from gpt2_lightning.trainer import KeepBest, build_trainer
+from gpt2_lightning.run import fit, open_data
+from gpt2_lightning.trainer import build_trainer
 
 SHAPES = {
     "124m": ["model=gpt2", "model.block_size=512", "data=shakespeare_bpe", "data.batch_size=2"],
@@ -156,12 +158,13 @@ def train_ours(config: RunConfig, last: Callback) -> None:
     """What ``gpt2_lightning.run.train`` does up to the end of training, with one more callback."""
     seed_everything(config.seed, verbose=False)
     data = open_data(config)
-    folder = open_folder(config)
+    run = RunFolder(config)
     module = GPT2Module(config, data.names, data.bytes_per_token)
-    dashboard = Dashboard(folder, config, data)
-    best = KeepBest(folder / "checkpoints", config.checkpoint.save, config.trainer.patience)
-    fit(build_trainer(config, folder, [dashboard, best, last]), module, data)
+    dashboard = Dashboard(run.path, config, data)
+    keeper = Keeper(config, run, run.path, dashboard, module.signals)
+    fit(build_trainer(config, run.path, [dashboard, keeper, last]), module, data)
     dashboard.finish(module)
+    run.lock.release()
 
 
 def compete(args: argparse.Namespace, config: RunConfig) -> None:

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = {
     "hydra": {"config"},
     "omegaconf": {"config"},
-    "lightning": {"module", "data.stream", "run", "dashboard", "trainer"},
+    "lightning": {"module", "data.stream", "run", "dashboard", "keeper", "trainer"},
     "optuna": set(),
     "datasets": {"data.hub"},
     "tensorboard": {"dashboard"},
@@ -24,8 +24,9 @@ ROOMS = {
     "safetensors": {"weights"},
     "transformers": set(),
 }
-HEIGHT = ["errors", "processor", "settings", "config", "weights", "decoder", "loss", "optimizer", "metrics", "text_metrics",
-          "checkpoint", "data", "generation", "module", "dashboard", "trainer", "run", "__main__"]  # fmt: skip
+HEIGHT = ["errors", "processor", "settings", "config", "lock", "signals", "folder", "weights", "decoder", "loss", "optimizer",
+          "metrics", "text_metrics", "checkpoint", "data", "generation", "guard", "module", "dashboard", "ranks", "keeper",
+          "trainer", "run", "__main__"]  # fmt: skip
 
 
 def modules() -> dict[str, set[str]]:

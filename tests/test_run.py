@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gpt2_lightning.config import load_config
@@ -44,9 +45,11 @@ def test_a_run_leaves_what_it_promises(command: Command, tmp_path: Path) -> None
     done = train(command, "trainer.max_steps=7", "trainer.val_every=3", "trainer.log_every=2", "loss.beta=0.01")
     run = folder(tmp_path)
     assert {path.name for path in run.iterdir()} == {
-        "config.yaml", "metrics.jsonl", "result.json", "samples.txt", "checkpoints", "tensorboard",
+        "config.yaml", "metrics.jsonl", "result.json", "samples.txt", "checkpoints", "tensorboard", ".lock",
     }  # fmt: skip
-    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-00000006", "step-00000007"]
+    files = {path.name for path in (run / "checkpoints/step-00000007").iterdir()}
+    assert files == {"manifest.json", "model.safetensors", "state.ckpt"}
     rows = lines(run)
     assert [row["step"] for row in rows if "train/loss" in row] == [2, 4, 6, 7]
     assert [row["step"] for row in rows if "val/cross_entropy" in row] == [3, 6, 7]
@@ -117,9 +120,7 @@ def test_beta_zero_is_plain_training_bit_for_bit_and_beta_is_not(command: Comman
     for run_id, words in (("none", []), ("zero", ["loss=penalised", "loss.beta=0"]), ("some", ["loss.beta=0.1"])):
         train(command, "trainer.max_steps=3", "trainer.val_every=3", f"run.id={run_id}", *words)
     runs = tmp_path / "outputs/runs/run"
-    weights = {
-        n: torch.load(runs / n / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for n in ("none", "zero", "some")
-    }
+    weights = {n: load_file(runs / n / "checkpoints/step-00000003/model.safetensors") for n in ("none", "zero", "some")}
     assert all(torch.equal(a, b) for a, b in zip(weights["none"].values(), weights["zero"].values(), strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(weights["none"].values(), weights["some"].values(), strict=True))
 
@@ -325,13 +326,6 @@ def test_a_read_only_folder_is_refused_at_the_start(command: Command, tmp_path: 
     assert done.returncode == 8
 
 
-def test_an_id_that_exists_is_not_written_over(command: Command, tmp_path: Path) -> None:
-    train(command, "trainer.max_steps=1", "run.id=x")
-    done = command(*NANO, "trainer.max_steps=1", "run.id=x")
-    assert done.returncode == 8
-    assert "exists already" in done.stderr
-
-
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_end_it_with_their_status(tmp_path: Path, number: signal.Signals, status: int) -> None:
     words = [*NANO, "trainer.max_steps=1000000", "trainer.val_every=50", "trainer.log_every=10"]
@@ -343,7 +337,7 @@ def test_signals_end_it_with_their_status(tmp_path: Path, number: signal.Signals
         text=True,
     )
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("outputs/runs/run/*/checkpoints/best.ckpt")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob("outputs/runs/run/*/checkpoints/step-*")) and time.monotonic() < deadline:
         time.sleep(0.2)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)

@@ -71,6 +71,8 @@ def command(words: list[str]) -> None:
 def train(overrides: list[str]) -> None:
     """Check the configuration, then load torch and train."""
     from gpt2_lightning.config import compose_config, load_config
+    from gpt2_lightning.folder import find_folder, finished, is_other_rank
+    from gpt2_lightning.signals import Signals
 
     for word in overrides:
         if "=" not in word and not word.startswith("~"):
@@ -79,9 +81,18 @@ def train(overrides: list[str]) -> None:
     rest = [word for word in overrides if not word.startswith("config=")]
     config = load_config(files[-1], rest) if files else compose_config(rest)
     check_output(config.run.folder)
+    signals = Signals()
+    signals.armed = is_other_rank()
+    signals.install()
+    if not is_other_rank():
+        folder = find_folder(config)
+        said = finished(folder, config) if folder else None
+        if said is not None:
+            print(said)
+            return
     from gpt2_lightning import run
 
-    run.train(config)
+    run.train(config, signals)
 
 
 def look_at_data(words: list[str]) -> None:

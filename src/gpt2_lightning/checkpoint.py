@@ -1,79 +1,373 @@
-"""Checkpoints: plain data in, a file that is either whole or not there out, and back.
+"""Checkpoints: plain data in, a folder that is whole, proven and on disk, or not there, out; and back.
 
-One number: 1.5 GB, a checkpoint of the 124M model with AdamW's two moments. Choice not taken: staging in TMPDIR, from where
-a move to another file system is a copy, and a kill in the middle of it destroys the good file it replaces.
+``checkpoints/step-00000250/`` holds ``model.safetensors`` (the weights, once), ``state.ckpt`` (all else) and ``manifest.json``,
+written last, with the size and SHA-256 of both and of itself. They are made in a hidden folder beside it, flushed, read
+back from the disk, loaded as they will be, and only then is the folder renamed; older ones go after that.
+One number: 1.5 GB, a checkpoint of the 124M model with AdamW's two moments. Choice not taken: staging in TMPDIR, from where a
+move to another file system is a copy, and a kill in the middle of it destroys the good file it replaces.
 """
 
+import hashlib
+import io
+import json
 import os
 import pickle
+import re
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 
 from gpt2_lightning.decoder import Decoder, DecoderConfig
 from gpt2_lightning.errors import CheckpointError, OutputError
 
-__all__ = ["find_run", "load_checkpoint", "load_decoder", "save_checkpoint", "share_checkpoint"]
+__all__ = [
+    "best_checkpoint", "checkpoints", "find_checkpoint", "find_run", "load_checkpoint", "load_decoder", "newest_verified",
+    "prune_checkpoints", "read_manifest", "save_checkpoint", "set_damaged_aside", "step_of", "tidy_checkpoints",
+    "verify_checkpoint",
+]  # fmt: skip
+
+MANIFEST, STATE, WEIGHTS = "manifest.json", "state.ckpt", "model.safetensors"
+NAME = re.compile(r"step-(\d{8,})(?:-(\d+))?")
+SEALED = re.compile(rb'(\{.*"sha256": ")([0-9a-f]{64})("\n\}\n)', re.DOTALL)
+CHUNK = 2**22
+ATTEMPTS = 3  # of a save, a second apart
+DTYPES = {
+    torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64",
+    torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
 
 
-def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write beside the target, flush, rename; raises OutputError with the previous file untouched."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+class Disk:
+    """Every operation that changes the disk, one method each, so that each can be made to fail."""
+
+    def mkdir(self, path: Path) -> None:
+        """Make a folder and those above it."""
+        path.mkdir(parents=True, exist_ok=True)
+
+    def create(self, path: Path) -> int:
+        """A descriptor of a new file."""
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+
+    def write(self, descriptor: int, data: memoryview) -> int:
+        """Write some of the bytes; returns how many."""
+        return os.write(descriptor, data)
+
+    def sync(self, descriptor: int) -> None:
+        """Wait until the file is on the disk, and forget what is in memory of it."""
+        os.fsync(descriptor)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def close(self, descriptor: int) -> None:
+        """Close a file."""
+        os.close(descriptor)
+
+    def sync_folder(self, path: Path) -> None:
+        """Wait until the names in a folder are on the disk."""
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def rename(self, path: Path, target: Path) -> None:
+        """Rename in one step."""
+        path.rename(target)
+
+    def remove(self, path: Path) -> None:
+        """Remove one file or empty folder."""
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+disk = Disk()
+
+
+class Sink(io.RawIOBase):
+    """A new file on the disk; ``digest`` is over what was written, and made while it is."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor, self.digest, self.pool = disk.create(path), hashlib.sha256(), ThreadPoolExecutor(1)
+
+    def writable(self) -> bool:
+        """For the buffer in front."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Some of the bytes; the buffer in front comes back with the rest."""
+        view, digest = memoryview(data).cast("B"), self.digest.copy()
+        hashed = self.pool.submit(digest.update, view)
+        try:
+            n = disk.write(self.descriptor, view)
+        finally:
+            hashed.result()
+        if n == len(view):
+            self.digest = digest
+        else:
+            self.digest.update(view[:n])
+        return n
+
+    def close(self) -> None:
+        """Flush to the disk and close."""
+        if not self.closed:
+            super().close()
+            self.pool.shutdown()
+            try:
+                disk.sync(self.descriptor)
+            finally:
+                disk.close(self.descriptor)
+
+
+def save_checkpoint(parent: Path, state: dict[str, Any], weights: dict[str, Tensor], facts: dict[str, Any]) -> Path:
+    """Save in ``parent`` and return the folder; ``facts``, plain JSON with ``step``, go into the manifest.
+
+    Raises OutputError, with the checkpoints before it untouched, when it has failed three times.
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            return try_to_save(parent, state, weights, facts)
+        except (OSError, RuntimeError, ValueError) as error:
+            failure = error
+            with suppress(OSError):  # else the next start tidies
+                tidy_checkpoints(parent)
+            time.sleep(attempt)
+    rule = f"cannot be saved, the ones before it stand: {first_line(failure)}"
+    raise OutputError("checkpoint", key="folder", value=str(parent), rule=rule) from failure
+
+
+def try_to_save(parent: Path, state: dict[str, Any], weights: dict[str, Tensor], facts: dict[str, Any]) -> Path:
+    """Once: write, flush, read back, rename, flush."""
+    name = free_name(parent, facts["step"])
+    partial = parent / f".{name}"
+    disk.mkdir(partial)
+    files = {
+        WEIGHTS: write_file(partial / WEIGHTS, lambda file: write_safetensors(file, weights)),
+        STATE: write_file(partial / STATE, lambda file: torch.save(state, file)),
+    }
+    manifest = seal({**facts, "saved_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "files": files})
+    write_file(partial / MANIFEST, lambda file: file.write(manifest))
+    disk.sync_folder(partial)
+    verify_checkpoint(partial)
+    load_checkpoint(partial)
+    disk.rename(partial, parent / name)
+    disk.sync_folder(parent)
+    return parent / name
+
+
+def step_of(folder: Path) -> int:
+    """The step in a checkpoint's name."""
+    return int(folder.name.split("-")[1])
+
+
+def free_name(parent: Path, step: int) -> str:
+    """The folder of a step; one that is there stays until the new one is proven."""
+    name, n = f"step-{step:08d}", 0
+    while (parent / name).exists():
+        n += 1
+        name = f"step-{step:08d}-{n}"
+    return name
+
+
+def write_file(path: Path, write: Callable[[Any], Any]) -> dict[str, Any]:
+    """Write one file and flush it to the disk; returns its size and digest."""
+    sink = Sink(path)
+    with io.BufferedWriter(sink, CHUNK) as file:
+        write(file)
+    return {"bytes": path.stat().st_size, "sha256": sink.digest.hexdigest()}
+
+
+def write_safetensors(file: Any, tensors: dict[str, Tensor]) -> None:
+    """The safetensors format, a tensor at a time: the header's length, the header, and the bytes end to end."""
+    header, end = {}, 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for tensor in tensors.values():
+        file.write(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+
+
+def seal(manifest: dict[str, Any]) -> bytes:
+    """The manifest's text, with the digest of all the rest of it as its last value."""
+    text = json.dumps({**manifest, "sha256": "0" * 64}, indent=1).encode() + b"\n"
+    before, _, after = SEALED.fullmatch(text).groups()  # type: ignore[union-attr]
+    return before + hashlib.sha256(before + after).hexdigest().encode() + after
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint; raises CheckpointError when it is not what was written."""
     try:
-        with partial.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
-        raise OutputError("checkpoint", key="file", value=str(path), rule=f"cannot be written: {error}") from error
+        found = SEALED.fullmatch((folder / MANIFEST).read_bytes())
+    except OSError as error:
+        raise damaged(folder / MANIFEST, f"is damaged or no checkpoint of ours: {error.strerror}") from error
+    if not found or hashlib.sha256(found[1] + found[3]).hexdigest().encode() != found[2]:
+        raise damaged(folder / MANIFEST, "is damaged: it is not what was written")
+    return json.loads(found[0])
 
 
-def share_checkpoint(path: Path, name: str) -> None:
-    """Give the file a second name beside it, in one step; later saves under the first name leave the second alone."""
-    partial = path.with_name(f".{name}.{os.getpid()}")
-    partial.unlink(missing_ok=True)
-    os.link(path, partial)
-    partial.replace(path.with_name(name))
+def verify_checkpoint(folder: Path) -> dict[str, Any]:
+    """Read every byte and compare; returns the manifest, raises CheckpointError that names the file."""
+    manifest = read_manifest(folder)
+    for name, written in manifest["files"].items():
+        path, digest, size = folder / name, hashlib.sha256(), 0
+        try:
+            with path.open("rb", buffering=0) as file:
+                while chunk := file.read(CHUNK):
+                    digest.update(chunk)
+                    size += len(chunk)
+        except OSError as error:
+            raise damaged(path, f"cannot be read: {error.strerror}") from error
+        if size != written["bytes"]:
+            raise damaged(path, f"is damaged: it has {size} bytes, {written['bytes']} were written")
+        if digest.hexdigest() != written["sha256"]:
+            raise damaged(path, "is damaged: its SHA-256 is not that of what was written")
+    return manifest
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The checkpoint's data, never executing any of it; raises CheckpointError."""
+def damaged(path: Path, rule: str) -> CheckpointError:
+    """The error for one file."""
+    return CheckpointError("checkpoint", key="file", value=str(path), rule=rule)
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """State and weights, never executing anything of them; raises CheckpointError."""
+    path = folder / WEIGHTS
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        weights = load_file(path)
+        path = folder / STATE
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True), weights
     except FileNotFoundError as error:
-        raise CheckpointError("checkpoint", key="file", value=str(path), rule="does not exist") from error
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        rule = f"is damaged or no checkpoint of ours: {str(error).splitlines()[0]}"
-        raise CheckpointError("checkpoint", key="file", value=str(path), rule=rule) from error
+        raise damaged(path, "does not exist") from error
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
+        raise damaged(path, f"is damaged or no checkpoint of ours: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a message."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def checkpoints(parent: Path) -> list[Path]:
+    """The checkpoints in a folder, the newest first, whether they are good or not."""
+    try:
+        found = [(match, path) for path in parent.iterdir() if (match := NAME.fullmatch(path.name))]
+    except OSError:
+        return []
+    return [path for _, path in sorted(found, key=lambda pair: (int(pair[0][1]), int(pair[0][2] or 0)), reverse=True)]
+
+
+def newest_verified(parent: Path) -> tuple[Path | None, list[CheckpointError]]:
+    """The newest checkpoint of which every byte is as written, and what is wrong with those after it."""
+    faults: list[CheckpointError] = []
+    for folder in checkpoints(parent):
+        try:
+            verify_checkpoint(folder)
+            return folder, faults
+        except CheckpointError as error:
+            faults.append(error)
+    return None, faults
+
+
+def set_damaged_aside(faults: list[CheckpointError]) -> None:
+    """Take damaged checkpoints out of the sequence, which goes on without them."""
+    for fault in faults:
+        folder = Path(fault.value).parent
+        disk.rename(folder, free_place(folder))
+
+
+def free_place(folder: Path) -> Path:
+    """A name for a damaged checkpoint."""
+    names = (folder.with_name(f"damaged-{folder.name}{n}") for n in ("", *(f"-{n}" for n in range(2, 1000))))
+    return next(path for path in names if not path.exists())
+
+
+def tidy_checkpoints(parent: Path) -> None:
+    """Remove what killed saves and removals have left."""
+    for path in parent.glob(".step-*"):
+        remove_folder(path)
+
+
+def prune_checkpoints(parent: Path, keep: int) -> None:
+    """Keep the good ones of the newest ``keep`` steps and the best each of them knows of; remove the rest, by name first.
+
+    Only manifests are read here: the newest was verified a moment ago, the others when they were saved.
+    """
+    kept: dict[int, Path] = {}
+    best: set[int] = set()
+    for folder in checkpoints(parent):
+        with suppress(CheckpointError):
+            manifest = read_manifest(folder)
+            if len(kept) < keep and manifest["step"] not in kept:
+                kept[manifest["step"]] = folder
+                best.add(manifest["best_step"])
+    for folder in checkpoints(parent):
+        if folder not in kept.values() and step_of(folder) not in best - kept.keys():
+            disk.rename(folder, parent / f".{folder.name}")
+            remove_folder(parent / f".{folder.name}")
+    for folder in parent.glob("damaged-*") if len(kept) == keep else []:
+        remove_folder(folder)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder of files."""
+    for file in path.iterdir():
+        disk.remove(file)
+    disk.remove(path)
+
+
+def best_checkpoint(parent: Path) -> Path | None:
+    """The checkpoint with the best validation as far as the newest one knows, else the newest; None where there is none."""
+    for folder in checkpoints(parent):
+        try:
+            best = read_manifest(folder)["best_step"]
+        except CheckpointError:
+            continue
+        return next((path for path in checkpoints(parent) if step_of(path) == best), folder)
+    return None
 
 
 def load_decoder(path: Path) -> tuple[Decoder, dict[str, Any]]:
-    """The decoder of a checkpoint, and the run's configuration as plain data."""
-    checkpoint = load_checkpoint(path)
+    """The decoder of a checkpoint, verified, and the run's configuration as plain data; raises CheckpointError."""
+    folder = path if path.is_dir() else path.parent
+    config = verify_checkpoint(folder)["config"]
     try:
-        decoder = Decoder(DecoderConfig(**checkpoint["config"]["model"]))
-        weights = {k.removeprefix("decoder."): v for k, v in checkpoint["state_dict"].items() if k.startswith("decoder.")}
-        decoder.load_state_dict(weights)
-    except (KeyError, TypeError, RuntimeError) as error:
-        rule = f"does not hold a decoder that fits its settings: {str(error).splitlines()[0]}"
-        raise CheckpointError("checkpoint", key="file", value=str(path), rule=rule) from error
-    return decoder.eval(), checkpoint["config"]
+        decoder = Decoder(DecoderConfig(**config["model"]))
+        decoder.load_state_dict(load_file(folder / WEIGHTS))
+    except (KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise damaged(folder, f"does not hold a decoder that fits its settings: {first_line(error)}") from error
+    return decoder.eval(), config
+
+
+def find_checkpoint(path: Path) -> Path | None:
+    """The checkpoint meant by a path: its folder, a file in it, or a run's folder, whose best it is."""
+    if path.is_file():
+        return path.parent
+    return path if (path / MANIFEST).is_file() else best_checkpoint(path / "checkpoints")
 
 
 def find_run(name: str, outputs: Path) -> Path:
-    """The checkpoint that ``run=`` means: a file, a run's folder, or a run's name (its newest id); raises CheckpointError."""
+    """The checkpoint that ``run=`` means: its folder, a run's folder, or a run's name (newest id); raises CheckpointError."""
     given = Path(name)
-    if given.is_file():
-        return given
-    folders = [given, outputs / "runs" / given, *sorted((outputs / "runs" / given).glob("*"), reverse=True)]
-    for folder in folders:
-        for file in ("best.ckpt", "last.ckpt"):
-            if (folder / "checkpoints" / file).is_file():
-                return folder / "checkpoints" / file
-    there = sorted({path.parents[2].name for path in outputs.glob("runs/*/*/checkpoints/last.ckpt")})
+    for path in candidates(given, outputs):
+        found = find_checkpoint(path)
+        if found is not None:
+            return found
+    there = sorted({path.parents[2].name for path in outputs.glob("runs/*/*/checkpoints/step-*")})
     remedy = f"There are {', '.join(there)}" if there else f"There are no runs in '{outputs}' yet"
     raise CheckpointError("run", key="run", value=name, rule="has no checkpoint", remedy=remedy)
+
+
+def candidates(given: Path, outputs: Path) -> Iterator[Path]:
+    """Where a run of that name may be, likeliest first."""
+    yield given
+    yield outputs / "runs" / given
+    yield from sorted((outputs / "runs" / given).glob("[!.]*"), reverse=True)

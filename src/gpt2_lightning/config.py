@@ -30,8 +30,15 @@ from gpt2_lightning.settings.sampler import SamplerConfig
 from gpt2_lightning.settings.setting import Settings, setting
 from gpt2_lightning.settings.trainer import CheckpointConfig, RunSettings, SamplesConfig, TrainerConfig
 
-__all__ = ["RunConfig", "compose_config", "config_folder", "group_options", "load_config", "option_settings", "to_yaml"]
+__all__ = [
+    "RunConfig", "compose_config", "config_folder", "differences", "from_plain", "group_options", "load_config",
+    "option_settings", "to_yaml",
+]  # fmt: skip
 
+CHANGEABLE = (  # read anew at every step or start; all else is in the weights, the optimizer's state or the order of the data
+    "optimizer.lr", "schedule", "loss.beta", "model.dropout", "trainer", "checkpoint", "samples", "sampler",
+    "data.workers", "data.batch_size", "data.val_batches", "data.accept_changes", "resume",
+)  # fmt: skip
 LAYERS = ("experiment", "sweeps", "debug")  # files that change many groups: later ones win
 
 
@@ -40,6 +47,8 @@ class RunConfig(Settings):
     """Everything a run depends on."""
 
     seed: int = setting(1337, "seed", at_least=0, at_most=2**32 - 1)
+    resume: str = setting("auto", "what to go on from: auto, must, never, or a checkpoint's or run's folder")
+    resume_allow: list[str] = setting([], "keys that may differ from those the run was begun with")
     run: RunSettings = field(default_factory=RunSettings)
     model: DecoderConfig = field(default_factory=DecoderConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -62,6 +71,10 @@ class RunConfig(Settings):
             raise self.model.refuse("block_size", f"must be at least 4 for data.synthetic={self.data.synthetic}")
         if self.sampler.k is not None and self.sampler.k > self.model.vocab_size:
             raise self.sampler.refuse("k", f"must be at most the vocabulary, model.vocab_size = {self.model.vocab_size}")
+        for key in self.resume_allow:
+            if not any(key == may or key.startswith(f"{may}.") for may in CHANGEABLE):
+                rule = f"'{key}' may not change within a run"
+                raise self.refuse("resume_allow", rule, f"These may: {', '.join(CHANGEABLE)}")
 
 
 def config_folder() -> Path:
@@ -129,6 +142,41 @@ def load_config(path: str, overrides: list[str]) -> RunConfig:
         raise ConfigError("configuration", key="config", value=path, rule=f"cannot be read: {error}") from error
     except OmegaConfBaseException as error:
         raise ConfigError("configuration", key="config", value=path, rule=first_line(error)) from error
+
+
+def differences(then: RunConfig, now: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """The keys in which two runs differ and both values; where they lie and what they go on from by themselves do not count."""
+    a, b = (dict(flat(comparable(config))) for config in (then, now))
+    return {key: (a.get(key, "none"), b.get(key, "none")) for key in sorted({*a, *b}) if a.get(key) != b.get(key)}
+
+
+def comparable(config: RunConfig) -> dict[str, Any]:
+    """A run's settings without those that say only where it is and how it was started."""
+    tree = asdict(config)
+    del tree["run"], tree["resume_allow"]
+    if tree["resume"] in ("auto", "must", "never"):
+        del tree["resume"]
+    return tree
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values by their dotted keys."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def from_plain(tree: dict[str, Any]) -> RunConfig:
+    """The RunConfig of plain data, as a checkpoint holds it; keys it lacks have their defaults. Raises ConfigError."""
+    try:
+        loaded = OmegaConf.create(tree)
+        schema = OmegaConf.structured(RunConfig)
+        schema.optimizer = OPTIMIZERS[str(OmegaConf.select(loaded, "optimizer.name"))]()
+        return instantiate(OmegaConf.merge(schema, loaded))  # type: ignore[arg-type]
+    except (KeyError, OmegaConfBaseException) as error:
+        raise ConfigError("configuration", rule=first_line(error)) from error
 
 
 def to_yaml(config: RunConfig) -> str:

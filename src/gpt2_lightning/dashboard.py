@@ -5,9 +5,12 @@ and progress bar, which cost 2 to 3 ms a step whether or not the step is logged.
 """
 
 import json
+import os
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from gpt2_lightning.config import RunConfig
 from gpt2_lightning.data.stream import StreamDataModule
-from gpt2_lightning.errors import NumbersError
+from gpt2_lightning.errors import OutputError
 from gpt2_lightning.generation.measures import choose_rows, measure_generation
 from gpt2_lightning.generation.text import continue_texts
 from gpt2_lightning.metrics import device_peak_flops, flops_per_token
@@ -28,18 +31,51 @@ __all__ = ["Dashboard", "Progress", "RunLog"]
 
 
 class RunLog:
-    """The files of one run; ``write`` appends one object a line, flushed, and the same numbers for TensorBoard."""
+    """The files of one run; ``write`` appends one object a line, flushed, and the same numbers for TensorBoard.
 
-    def __init__(self, folder: Path) -> None:
-        self.file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(folder / "tensorboard"))
+    A run that goes on at ``step`` keeps the first ``size`` bytes of its lines; TensorBoard drops the step's events and those
+    after it, and is given the step's again.
+    """
+
+    def __init__(self, folder: Path, step: int = 0, size: int = 0) -> None:
+        path = folder / "metrics.jsonl"
+        before = path.exists()
+        kept = path.read_bytes()[:size] if before else b""
+        kept = kept[: kept.rfind(b"\n") + 1]
+        self.file = path.open("ab")
+        self.file.truncate(len(kept))
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step if before else None)
+        for line in kept.splitlines()[-2:]:  # of training and of validation
+            if (row := json.loads(line))["step"] == step:
+                self.show({name: value for name, value in row.items() if name not in ("step", "tokens")}, step)
 
     def write(self, step: int, tokens: int, metrics: dict[str, float]) -> None:
-        """One line of metrics at ``step`` optimizer steps and ``tokens`` trained tokens."""
-        self.file.write(json.dumps({"step": step, "tokens": tokens, **metrics}) + "\n")
-        self.file.flush()
+        """One line of metrics at ``step`` optimizer steps and ``tokens`` trained tokens; raises OutputError."""
+        try:
+            self.file.write(json.dumps({"step": step, "tokens": tokens, **metrics}).encode() + b"\n")
+            self.file.flush()
+            self.show(metrics, step)
+        except OSError as error:
+            raise self.full(error) from error
+
+    def show(self, metrics: dict[str, float], step: int) -> None:
+        """One step's numbers for TensorBoard."""
         for name, value in metrics.items():
             self.board.add_scalar(name, value, step)
+
+    def sync(self) -> int:
+        """Have all lines on the disk; returns their size in bytes. Raises OutputError."""
+        try:
+            self.board.flush()
+            os.fsync(self.file.fileno())
+            return self.file.tell()
+        except OSError as error:
+            raise self.full(error) from error
+
+    def full(self, error: OSError) -> OutputError:
+        """The error for a disk that does not take the log."""
+        rule = f"cannot be written: {error.strerror}"
+        return OutputError("log", key="file", value=str(self.file.name), rule=rule, remedy="The checkpoints so far stand")
 
     def write_text(self, name: str, text: str, step: int) -> None:
         """Text for TensorBoard, shown as it is."""
@@ -85,6 +121,7 @@ class Dashboard(Callback):
 
     def __init__(self, folder: Path, config: RunConfig, data: StreamDataModule) -> None:
         self.folder, self.config, self.data = folder, config, data
+        self.name = f"{folder.parent.name}/{folder.name}"
         self.max_steps, self.log_every = config.trainer.max_steps, config.trainer.log_every
         rows = config.data.batch_size * config.trainer.accumulate * config.trainer.devices
         self.tokens_per_step = rows * config.model.block_size
@@ -92,32 +129,48 @@ class Dashboard(Callback):
         self.run_log: RunLog | None = None
         self.progress: Progress | None = None
         self.validation: dict[str, float] = {}
-        self.logged_step = self.seen_step = 0
+        self.logged_step = self.size = 0
         self.started = time.perf_counter()
 
-    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        """Rank 0 opens the files."""
-        if trainer.is_global_zero and self.run_log is None:
-            self.run_log, self.progress = RunLog(self.folder), Progress(self.max_steps)
+    def state_dict(self) -> dict[str, Any]:
+        """What the next lines depend on."""
+        size = self.run_log.sync() if self.run_log else 0
+        lines = {"folder": self.name, "size": size}
+        return {"logged_step": self.logged_step, "validation": self.validation, "seconds": self.seconds(), "lines": lines}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the lines of a run; a checkpoint of another run leaves its lines there."""
+        self.logged_step, self.validation = state_dict["logged_step"], state_dict["validation"]
+        self.started -= state_dict["seconds"]
+        lines = state_dict["lines"]
+        self.size = lines["size"] if lines["folder"] == self.name else 0
+
+    def seconds(self) -> float:
+        """What the run has taken, what came before a resume included."""
+        return time.perf_counter() - self.started
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Start the clocks."""
-        self.logged_step = self.seen_step = trainer.global_step
-        self.mark = time.perf_counter()
+        """Rank 0 opens the files; the clocks start."""
+        if trainer.is_global_zero:
+            self.run_log = RunLog(self.folder, trainer.global_step, self.size)
+            self.progress = Progress(self.max_steps)
+        self.mark, self.mark_step = time.perf_counter(), trainer.global_step
         if self.profiler:
             self.profiler.start()
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """At every ``log_every``-th step and the last, write a line; the last step also asks for a validation."""
-        step = trainer.global_step
+        """Ten batches are traced."""
         if self.profiler:
             self.profiler.step()
-        last = step == self.max_steps or (self.data.finite and step > self.seen_step and self.all_ended(trainer))
-        self.seen_step = step
+
+    def is_last(self, trainer: Trainer, step: int) -> bool:
+        """Whether the run ends with this step."""
+        return step == self.max_steps or (self.data.finite and self.all_ended(trainer))
+
+    def log_step(self, trainer: Trainer, module: GPT2Module, step: int, last: bool) -> None:
+        """At every ``log_every``-th step and the last, write a line."""
         if (step % self.log_every == 0 or last) and step > self.logged_step:
-            assert isinstance(module, GPT2Module)
             self.write_training(trainer, module, step)
-        trainer.should_stop = trainer.should_stop or last
 
     def all_ended(self, trainer: Trainer) -> bool:
         """Whether every rank has read its corpora to their end."""
@@ -130,13 +183,9 @@ class Dashboard(Callback):
             self.profiler.stop()
 
     def write_training(self, trainer: Trainer, module: GPT2Module, step: int) -> None:
-        """The metrics since the last line; raises NumbersError when the loss is not finite."""
+        """The metrics since the last line."""
         metrics = module.training_metrics()
         metrics |= self.speed(trainer, module, step)
-        if not all(map(is_finite, (metrics["train/loss"], metrics["optimizer/gradient_norm"]))):
-            rule = f"is not finite within the {step - self.logged_step} steps before step {step}"
-            remedy = "The checkpoints so far stand; lower optimizer.lr or the precision's risk, or set trainer.clip"
-            raise NumbersError("loss or gradient", key="train/loss", value=metrics["train/loss"], rule=rule, remedy=remedy)
         self.logged_step = step
         if self.run_log:
             self.run_log.write(step, step * self.tokens_per_step, metrics)
@@ -146,8 +195,8 @@ class Dashboard(Callback):
     def speed(self, trainer: Trainer, module: GPT2Module, step: int) -> dict[str, float]:
         """How fast the steps since the last line were, and what they held."""
         now = time.perf_counter()
-        elapsed, steps = now - self.mark, step - self.logged_step
-        self.mark = now
+        elapsed, steps = now - self.mark, step - self.mark_step
+        self.mark, self.mark_step = now, step
         self.seconds_per_step = elapsed / steps
         tokens_per_second = steps * self.tokens_per_step / elapsed
         speed = {"speed/tokens_per_second": tokens_per_second, "speed/peak_memory": peak_memory(module.device)}
@@ -170,15 +219,16 @@ class Dashboard(Callback):
         counts.clear()
         return shares
 
-    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Stop the clock of training."""
-        self.paused = time.perf_counter()
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The clock of training stands still: for validations and checkpoints."""
+        began = time.perf_counter()
+        yield
+        self.mark += time.perf_counter() - began
 
-    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Write the validation's metrics, and let the clock go on."""
-        self.mark += time.perf_counter() - self.paused
-        assert isinstance(module, GPT2Module)
-        step, metrics = trainer.global_step, module.validation
+    def log_validation(self, step: int, module: GPT2Module) -> None:
+        """Write the validation's metrics, and what is generated at a validation where that is asked for."""
+        metrics = module.validation
         self.validation = dict(metrics)
         if self.run_log:
             self.run_log.write(step, step * self.tokens_per_step, metrics | self.generated(module))
@@ -220,11 +270,6 @@ def profile_into(folder: Path) -> Any:
     schedule = torch.profiler.schedule(wait=8, warmup=2, active=10, repeat=1)
     handler = torch.profiler.tensorboard_trace_handler(str(folder / "tensorboard"))
     return torch.profiler.profile(schedule=schedule, on_trace_ready=handler)
-
-
-def is_finite(value: float) -> bool:
-    """Neither nan nor infinite."""
-    return value == value and abs(value) != float("inf")
 
 
 def peak_memory(device: torch.device) -> float:

@@ -5,7 +5,6 @@ One number: 2 to 3 ms, what a step costs that calls ``self.log``; so this module
 device, and hands them over when ``training_metrics`` is called.
 """
 
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -16,9 +15,11 @@ from torch.optim import Optimizer
 from gpt2_lightning.config import RunConfig
 from gpt2_lightning.data.loader import Batch
 from gpt2_lightning.decoder import Decoder
+from gpt2_lightning.guard import Guard
 from gpt2_lightning.loss import IGNORED, add_penalty_gradient, cross_entropy, loss_terms, parameter_norm, token_losses
 from gpt2_lightning.metrics import bits_per_byte, perplexity
 from gpt2_lightning.optimizer import build_optimizer, schedule_factor, set_learning_rate
+from gpt2_lightning.signals import Signals
 
 __all__ = ["GPT2Module"]
 
@@ -27,10 +28,15 @@ class GPT2Module(LightningModule):
     """GPT-2 under its regularised loss. ``validation`` holds the metrics of the last validation."""
 
     def __init__(
-        self, config: RunConfig, names: list[str], bytes_per_token: Tensor, loss_weights: list[float] | None = None
+        self,
+        config: RunConfig,
+        names: list[str],
+        bytes_per_token: Tensor,
+        loss_weights: list[float] | None = None,
+        signals: Signals | None = None,
     ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.signals = config, signals or Signals()
         self.decoder = Decoder(config.model)
         self.names = names
         even = loss_weights is None or len(set(loss_weights)) == 1
@@ -52,21 +58,25 @@ class GPT2Module(LightningModule):
         return build_optimizer(self.config.optimizer, self.decoder, fused=self.trainer.precision != "16-mixed")
 
     def on_fit_start(self) -> None:
-        """Make the sums that training adds to."""
-        self.summed = torch.zeros((), device=self.device)
-        self.count = 0
-        self.corpus_sums = torch.zeros(len(self.names), 2, device=self.device)
+        """Make the sums that training adds to: over the steps since the last line, and over the batches of this step."""
+        self.sums_of_steps = {
+            "loss": torch.zeros(2, device=self.device),
+            "corpora": torch.zeros(len(self.names), 2, device=self.device),
+        }
+        self.step_loss = torch.zeros((), device=self.device)
+        self.step_corpora = torch.zeros(len(self.names), 2, device=self.device)
         self.gradient_norm = self.norm = torch.zeros((), device=self.device)
+        scaled = self.trainer.precision == "16-mixed"
+        self.guard = Guard(self.config.trainer, self.device, self.trainer.world_size, scaled)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy; the penalty's gradient is added once a step, in closed form."""
         weights = None if self.loss_weights is None or batch.corpora is None else self.loss_weights[batch.corpora.int()]
         loss, per_token = self.train_objective(batch.inputs, batch.targets, weights)
-        self.summed.add_(loss.detach())
-        self.count += 1
+        self.step_loss.add_(loss.detach())
         if batch.corpora is not None:
             counted = batch.targets.flatten() != IGNORED
-            self.corpus_sums.index_add_(0, batch.corpora.flatten().int(), torch.stack([per_token, counted], 1).float())
+            self.step_corpora.index_add_(0, batch.corpora.flatten().int(), torch.stack([per_token, counted], 1).float())
         return loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -80,22 +90,32 @@ class GPT2Module(LightningModule):
         return self.config.optimizer.lr * schedule_factor(step, self.config.schedule, self.config.trainer.max_steps)
 
     def configure_gradient_clipping(self, optimizer: Optimizer, *_: Any, **__: Any) -> None:  # type: ignore[override]
-        """Scale the gradient of the whole loss down to the largest norm allowed; its norm before is kept for the log."""
-        due = (self.global_step + 1) % self.config.trainer.log_every == 0
-        if self.config.trainer.clip or due:
-            gradients = [p.grad for p in self.trained if p.grad is not None]
-            self.gradient_norm = parameter_norm(gradients)
+        """Have the step judged, and scale the gradient of the whole loss down to the largest norm allowed."""
+        self.gradient_norm = parameter_norm([p.grad for p in self.trained if p.grad is not None])
+        loss = self.step_loss / self.config.trainer.accumulate
+        good = self.guard.judge(self.global_step + 1, loss, self.gradient_norm, optimizer, self.signals.number)
+        self.add_step(good)
         if self.config.trainer.clip:
             torch.nn.utils.clip_grads_with_norm_(self.trained, self.config.trainer.clip, self.gradient_norm)
 
+    def add_step(self, good: Tensor) -> None:
+        """Add this step's sums to those of the steps before, unless it was held: it has not been trained on."""
+        one = torch.stack([self.step_loss, torch.ones_like(self.step_loss)])
+        self.sums_of_steps["loss"] += torch.where(good, one, 0.0)
+        self.step_loss.zero_()
+        if len(self.names) > 1:
+            self.sums_of_steps["corpora"] += torch.where(good, self.step_corpora, 0.0)
+            self.step_corpora.zero_()
+
     def training_metrics(self) -> dict[str, float]:
-        """Means over the batches since the last call and over the ranks; norms of the last step. Waits for the device."""
-        mean = self.trainer.strategy.reduce(self.summed / max(1, self.count), reduce_op="mean")
+        """Means over the steps since the last call and over the ranks; norms of the last step. Waits for the device."""
+        total, steps = self.sums_of_steps["loss"].unbind()
+        mean = self.trainer.strategy.reduce(total / (steps * self.config.trainer.accumulate).clamp(min=1), reduce_op="mean")
         norm = self.norm if self.config.loss.beta else parameter_norm(self.trained)
         terms = loss_terms(mean, norm, self.config.loss)
-        self.summed = torch.zeros_like(self.summed)
-        self.count = 0
         corpora = self.corpus_metrics(float(terms.cross_entropy))
+        for sums in self.sums_of_steps.values():
+            sums.zero_()
         return corpora | {
             "train/cross_entropy": float(terms.cross_entropy),
             "train/penalty": float(norm) * self.config.loss.beta,
@@ -109,8 +129,7 @@ class GPT2Module(LightningModule):
         """Each corpus's cross-entropy and its share of the targets since the last call, over the ranks."""
         if len(self.names) == 1:
             return {f"train/{self.names[0]}/cross_entropy": mean, f"data/{self.names[0]}/share": 1.0}
-        sums = self.trainer.strategy.reduce(self.corpus_sums, reduce_op="sum").tolist()
-        self.corpus_sums = torch.zeros_like(self.corpus_sums)
+        sums = self.trainer.strategy.reduce(self.sums_of_steps["corpora"].clone(), reduce_op="sum").tolist()
         total = sum(count for _, count in sums) or 1.0
         losses = {f"train/{n}/cross_entropy": nats / count for n, (nats, count) in zip(self.names, sums, strict=True) if count}
         return losses | {f"data/{n}/share": count / total for n, (_, count) in zip(self.names, sums, strict=True)}
@@ -134,11 +153,6 @@ class GPT2Module(LightningModule):
         self.validation = validation_metrics("", sums.sum(0).tolist())
         for name, part in parts.items():
             self.validation |= validation_metrics(name, part)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Plain data only, so that the file loads with weights_only=True."""
-        checkpoint["config"] = asdict(self.config)
-        checkpoint["validation"] = self.validation
 
 
 def validation_metrics(corpus: str, sums: list[float]) -> dict[str, float]:

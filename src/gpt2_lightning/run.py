@@ -7,45 +7,145 @@ tensorboard/, and a summary on the terminal.
 import json
 import os
 import sys
-import time
-from datetime import datetime
+import traceback
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
 
-from gpt2_lightning.config import RunConfig, to_yaml
+from gpt2_lightning.checkpoint import (
+    checkpoints,
+    find_checkpoint,
+    newest_verified,
+    read_manifest,
+    set_damaged_aside,
+    step_of,
+    tidy_checkpoints,
+    verify_checkpoint,
+)
+from gpt2_lightning.config import RunConfig, from_plain
 from gpt2_lightning.dashboard import Dashboard, duration
 from gpt2_lightning.data.look import Look, look
 from gpt2_lightning.data.stream import StreamDataModule
-from gpt2_lightning.errors import MachineError, OutputError
+from gpt2_lightning.errors import CheckpointError, MachineError, NumbersError, PlatformError
+from gpt2_lightning.folder import RUN_FOLDER, RunFolder, find_folder, is_other_rank, not_allowed, refuse, write_whole
+from gpt2_lightning.keeper import Keeper, Rewind, code_fingerprint, find_rewind
 from gpt2_lightning.module import GPT2Module
-from gpt2_lightning.trainer import KeepBest, build_trainer, choose_devices, choose_precision
+from gpt2_lightning.ranks import Watch, leave_word, require_ranks
+from gpt2_lightning.signals import Interrupted, Signals, end_with_parent
+from gpt2_lightning.trainer import build_trainer, choose_devices, choose_precision
 
 __all__ = ["look_at_data", "train"]
 
-RUN_ID = "GPT2_LIGHTNING_RUN_ID"  # tells the other ranks the id that rank 0 chose
+RUN_START = "GPT2_LIGHTNING_START"  # tells the other ranks the checkpoint that rank 0 chose,
+RANK_0 = "GPT2_LIGHTNING_RANK_0"  # and its process
 
 
-def train(config: RunConfig) -> None:
-    """Train as configured; raises PlatformError with what stood in the way."""
+def train(config: RunConfig, signals: Signals | None = None) -> None:
+    """Train as configured, from where the run was; raises PlatformError with what stood in the way."""
+    signals, environ = signals or Signals(), dict(os.environ)
+    if is_other_rank():
+        other_rank(config, signals)
+        return
     check_machine(config)
-    if not is_other_rank():
-        check_id(runs_folder(config), config.run.id)
     seed_everything(config.seed, verbose=False)
     data = open_data(config)
-    folder = open_folder(config)
-    module = GPT2Module(config, data.names, data.bytes_per_token, data.loss_weights)
+    foreign = foreign_start(config)
+    run = RunFolder(config)
+    try:
+        said = run.finished(config)
+        if said is None:
+            train_in(run, choose_start(run, config, foreign), config, data, signals)
+        else:
+            print(said)
+    except Rewind as rewind:
+        print(f"warning: {rewind}", file=sys.stderr, flush=True)
+        os.execve(sys.executable, sys.orig_argv, environ)
+    finally:
+        run.lock.release()
+
+
+def train_in(run: RunFolder, start: Path | None, config: RunConfig, data: StreamDataModule, signals: Signals) -> None:
+    """Rank 0's part: train from a checkpoint or the beginning, and write what comes of it."""
+    run.begin(config)
+    os.environ |= {RUN_FOLDER: str(run.path), RUN_START: str(start or ""), RANK_0: str(os.getpid())}
+    module, dashboard, keeper, trainer = build(run, run.path, start, config, data, signals)
+    with Watch(run.path, config.trainer.devices) as watch:
+        fit(trainer, module, data, start, watch)
+    signals.armed = False
+    samples = dashboard.finish(module)
+    result = write_result(run.path, config, dashboard, keeper, data.unigram_bits_per_byte())
+    print_summary(run.path, config, result, samples)
+
+
+def other_rank(config: RunConfig, signals: Signals) -> None:
+    """Another rank's part: it trains along and ends with 0; what stops it alone it leaves for rank 0 to say."""
+    end_with_parent(int(os.environ[RANK_0]))
+    signals.armed = True
+    folder = Path(os.environ[RUN_FOLDER])
+    start = Path(os.environ[RUN_START]) if os.environ[RUN_START] else None
+    try:
+        seed_everything(config.seed, verbose=False)
+        data = open_data(config)
+        module, _, _, trainer = build(None, folder, start, config, data, signals)
+        fit(trainer, module, data, start)
+    except (Interrupted, NumbersError, Rewind):
+        return  # all ranks meet these together
+    except PlatformError as error:
+        leave_word(folder, error.status, str(error))
+    except Exception:
+        leave_word(folder, 1, traceback.format_exc())
+
+
+def build(
+    run: RunFolder | None, folder: Path, start: Path | None, config: RunConfig, data: StreamDataModule, signals: Signals
+) -> tuple[GPT2Module, Dashboard, Keeper, Trainer]:
+    """The parts, introduced to each other."""
+    module = GPT2Module(config, data.names, data.bytes_per_token, data.loss_weights, signals)
     dashboard = Dashboard(folder, config, data)
-    best = KeepBest(folder / "checkpoints", config.checkpoint.save, config.trainer.patience)
-    trainer = build_trainer(config, folder, [dashboard, best])
-    fit(trainer, module, data)
-    if trainer.is_global_zero:
-        samples = dashboard.finish(module)
-        unigram = data.unigram_bits_per_byte()
-        result = write_result(folder, config, dashboard, best, trainer.global_step, unigram)
-        print_summary(folder, config, result, samples)
+    keeper = Keeper(config, run, folder, dashboard, signals, start.name if start else "")
+    return module, dashboard, keeper, build_trainer(config, folder, [dashboard, keeper])
+
+
+def choose_start(run: RunFolder, config: RunConfig, foreign: Path | None) -> Path | None:
+    """The checkpoint to go on from, said aloud; None for a start from the beginning. Raises CheckpointError."""
+    own = run.path / "checkpoints"
+    tidy_checkpoints(own)
+    start, faults = newest_verified(own)
+    for fault in faults:
+        print(f"warning: {fault}", file=sys.stderr)
+    if faults and start is None:
+        remedy = "Set resume=never to begin a new run"
+        raise CheckpointError("run", key="folder", value=str(run.path), rule="has no checkpoint that is good", remedy=remedy)
+    set_damaged_aside(faults)
+    start = start or foreign
+    if start is None and config.resume == "must":
+        raise CheckpointError("run", key="folder", value=str(run.path), rule="has no checkpoint yet to go on from")
+    if start and read_manifest(start)["fingerprints"]["code"] != code_fingerprint():
+        print(f"warning: the code has changed since {start.name} was saved", file=sys.stderr)
+    place = os.path.relpath(run.path)
+    print(f"{place}: " + (f"goes on from {start.name}" if start else "starts from the beginning"), file=sys.stderr, flush=True)
+    return start
+
+
+def foreign_start(config: RunConfig) -> Path | None:
+    """The checkpoint that ``resume=PATH`` means, verified, where the run has none of its own yet.
+
+    Raises CheckpointError where it is no checkpoint, or one of other settings.
+    """
+    own = find_folder(config)
+    if config.resume in ("auto", "must", "never") or (own and checkpoints(own / "checkpoints")):
+        return None
+    found = find_checkpoint(Path(config.resume))
+    if found is None:
+        remedy = "Give auto, must, never, or the folder of a run or checkpoint"
+        raise CheckpointError("checkpoint", key="resume", value=config.resume, rule="is no checkpoint", remedy=remedy)
+    differ = not_allowed(from_plain(verify_checkpoint(found)["config"]), config)
+    differ.pop("resume", None)
+    if differ:
+        raise refuse(f"checkpoint {found}", differ)
+    return found
 
 
 def check_machine(config: RunConfig) -> None:
@@ -78,96 +178,45 @@ def look_at_data(config: RunConfig, n: int, skip: int, workers: int, ranks: int)
     look(asked)
 
 
-def open_folder(config: RunConfig) -> Path:
-    """Make the run's folder and write its config.yaml; raises OutputError. Other ranks open the one rank 0 made."""
-    parent = runs_folder(config)
-    if is_other_rank():
-        return parent / os.environ[RUN_ID]
+def fit(
+    trainer: Trainer, module: GPT2Module, data: StreamDataModule, start: Path | None = None, watch: Watch | None = None
+) -> None:
+    """Train from a checkpoint or the beginning; gives a full device its own exit status, and another rank's fault its words."""
+    rewind = find_rewind(Path(trainer.default_root_dir), start.name if start else "")
+    if rewind is not None:
+        data.rewind(rewind)
     try:
-        folder = make_folder(parent, config.run.id)
-        (folder / "checkpoints").mkdir()
-        (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    except OSError as error:
-        if isinstance(error, OutputError):
-            raise
-        remedy = "Set run.folder to a folder that can be written"
-        raise OutputError("run folder", key="run.folder", value=str(parent), rule=str(error), remedy=remedy) from error
-    os.environ[RUN_ID] = folder.name
-    return folder
-
-
-def runs_folder(config: RunConfig) -> Path:
-    """Where the runs of this name are."""
-    return Path(config.run.folder).absolute() / "runs" / config.run.name
-
-
-def is_other_rank() -> bool:
-    """Whether rank 0 has made the run's folder already, and this is another rank."""
-    return RUN_ID in os.environ and os.environ.get("LOCAL_RANK", "0") != "0"
-
-
-def check_id(parent: Path, run_id: str) -> None:
-    """Raise OutputError when a run of that id is there."""
-    if run_id != "auto" and (parent / run_id).exists():
-        remedy = "Give another run.id, or none"
-        raise OutputError("run folder", key="run.id", value=run_id, rule=f"exists already in '{parent}'", remedy=remedy)
-
-
-def make_folder(parent: Path, run_id: str) -> Path:
-    """A new folder of that id, or of the date and time where the id is ``auto``."""
-    parent.mkdir(parents=True, exist_ok=True)
-    check_id(parent, run_id)
-    if run_id != "auto":
-        (parent / run_id).mkdir()
-        return parent / run_id
-    now = datetime.now().strftime("%Y%m%d-%H%M%S")
-    for name in (now, *(f"{now}-{n}" for n in range(2, 1000))):
-        try:
-            (parent / name).mkdir()
-            return parent / name
-        except FileExistsError:
-            continue
-    raise OutputError("run folder", key="run.id", value=now, rule="a thousand runs began in this second")
-
-
-def fit(trainer: Trainer, module: GPT2Module, data: StreamDataModule) -> None:
-    """Train; gives SIGINT, SIGTERM and a full device their own exit status, where Lightning has 1, 0 and a trace."""
-    try:
-        trainer.fit(module, datamodule=data)
-    except SystemExit as error:
-        if isinstance(error.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from error
-        if not trainer.received_sigterm:
-            raise
+        trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True if start else None)
     except torch.OutOfMemoryError as error:
         size = f"{module.n_parameters:,} parameters, batches of {data.config.batch_size} x {data.block_size} tokens"
         remedy = "Lower data.batch_size and raise trainer.accumulate by the same factor"
         raise MachineError("device memory", rule=f"does not hold {size}", remedy=remedy) from error
+    except RuntimeError as error:
+        if watch is not None and not isinstance(error, PlatformError):
+            require_ranks(getattr(trainer.strategy.launcher, "procs", []))
+            watch.speak()
+        raise
     finally:
         for warning in data.warnings:
             print(f"warning: {warning}", file=sys.stderr)
-    if trainer.received_sigterm:
-        print("error: terminated", file=sys.stderr)
-        raise SystemExit(143)
 
 
-def write_result(
-    folder: Path, config: RunConfig, dashboard: Dashboard, best: KeepBest, steps: int, unigram: float
-) -> dict[str, Any]:
-    """Write result.json: the last and the best validation, and what the run took."""
-    kept = folder / "checkpoints" / "best.ckpt"
+def write_result(folder: Path, config: RunConfig, dashboard: Dashboard, keeper: Keeper, unigram: float) -> dict[str, Any]:
+    """Write result.json, which says that the run is finished: the last and the best validation, and what it took."""
+    kept = [path for path in checkpoints(folder / "checkpoints") if step_of(path) == keeper.best_step]
     result = {
         "state": "finished",
-        "steps": steps,
-        "tokens": steps * dashboard.tokens_per_step,
-        "seconds": round(time.perf_counter() - dashboard.started, 3),
+        "steps": keeper.step,
+        "tokens": keeper.step * dashboard.tokens_per_step,
+        "seconds": round(dashboard.seconds(), 3),
         "last": dashboard.validation,
-        "best": best.best,
-        "best_step": best.best_step,
+        "best": keeper.best,
+        "best_step": keeper.best_step,
+        "skipped_steps": keeper.skipped,
         "unigram_bits_per_byte": unigram,
-        "checkpoint": str(kept.relative_to(folder)) if config.checkpoint.save else None,
+        "checkpoint": str(kept[0].relative_to(folder)) if kept else None,
     }
-    (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / "result.json", json.dumps(result, indent=2) + "\n")
     return result
 
 
@@ -176,6 +225,7 @@ def print_summary(folder: Path, config: RunConfig, result: dict[str, Any], sampl
     best = result["best"]
     place = os.path.relpath(folder)
     values = f"{best['val/cross_entropy']:.4f} nats a token, {best['val/bits_per_byte']:.4f} bits per byte"
+    longer = f"trainer.max_steps={2 * config.trainer.max_steps} 'resume_allow=[trainer.max_steps]'"
     shown = "\n".join(f"    {line}" for line in samples.strip().splitlines()[:12])
     print(f"""
 best validation  {values}, at step {result["best_step"]}
@@ -188,4 +238,4 @@ folder           {place}
 go on with
   python -m gpt2_lightning generate run={config.run.name} prompt="To be, or"
   tensorboard --logdir {config.run.folder}
-  python -m gpt2_lightning train config={place}/config.yaml trainer.max_steps={2 * config.trainer.max_steps}""")
+  python -m gpt2_lightning train config={place}/config.yaml run.id={folder.name} {longer}""")

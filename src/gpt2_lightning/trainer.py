@@ -1,77 +1,28 @@
 """The trainer: a RunConfig in, a Lightning Trainer out that does what the settings say and nothing else.
 
-Lightning's own loggers, progress bar, checkpoints and model summary are off: each has its place in ``dashboard`` and here.
+Lightning's own loggers, progress bar, validation, checkpoints and model summary are off: each has its place in ``dashboard``
+and ``keeper``.
 """
 
 import ctypes
 import logging
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
-from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
-from gpt2_lightning.checkpoint import load_checkpoint, save_checkpoint, share_checkpoint
 from gpt2_lightning.config import RunConfig
-from gpt2_lightning.errors import MachineError, NumbersError
-from gpt2_lightning.module import GPT2Module
+from gpt2_lightning.errors import MachineError
+from gpt2_lightning.keeper import Folders
 from gpt2_lightning.processor import processor_flags
 
-__all__ = ["KeepBest", "WholeFiles", "build_trainer", "choose_devices"]
+__all__ = ["build_trainer", "choose_devices", "choose_precision"]
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 FAST_BF16 = {"avx512_bf16", "amx_bf16"}  # processor flags
-
-
-class WholeFiles(CheckpointIO):
-    """Lightning's checkpoints through ours: whole or not there, and never executed on loading."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write one file."""
-        save_checkpoint(checkpoint, Path(path))
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read one file."""
-        return load_checkpoint(Path(path))
-
-    def remove_checkpoint(self, path: Any) -> None:
-        """Delete one file."""
-        Path(path).unlink(missing_ok=True)
-
-
-class KeepBest(Callback):
-    """After every validation: save the last, keep the best, and stop when ``patience`` validations brought no better."""
-
-    def __init__(self, folder: Path, save: bool, patience: int | None) -> None:
-        self.folder, self.save, self.patience = folder, save, patience
-        self.best: dict[str, float] = {}
-        self.best_step = self.waited = 0
-
-    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Compare by ``val/cross_entropy``; raises NumbersError when it is not finite."""
-        assert isinstance(module, GPT2Module)
-        value = module.validation["val/cross_entropy"]
-        if not value < float("inf"):
-            raise NumbersError(
-                "validation", key="val/cross_entropy", value=value, rule=f"is not finite at step {trainer.global_step}"
-            )
-        better = not self.best or value < self.best["val/cross_entropy"]
-        self.waited = 0 if better else self.waited + 1
-        if better:
-            self.best, self.best_step = dict(module.validation), trainer.global_step
-        if self.save:
-            self.write(trainer, better)
-        trainer.should_stop = trainer.should_stop or (self.patience is not None and self.waited >= self.patience)
-
-    def write(self, trainer: Trainer, better: bool) -> None:
-        """Save ``last.ckpt``; the best one is the same file under a second name."""
-        last = self.folder / "last.ckpt"
-        trainer.save_checkpoint(last)
-        if better and trainer.is_global_zero:
-            share_checkpoint(last, "best.ckpt")
 
 
 def build_trainer(config: RunConfig, folder: Path, callbacks: list[Callback]) -> Trainer:
@@ -89,17 +40,15 @@ def build_trainer(config: RunConfig, folder: Path, callbacks: list[Callback]) ->
         else "auto",  # ours are constant, and ranks validate unevenly
         precision=choose_precision(t.precision, accelerator),  # type: ignore[arg-type]
         max_epochs=-1,
-        max_steps=t.max_steps,
+        max_steps=-1,  # the keeper validates, and says when it is over
         accumulate_grad_batches=t.accumulate,
-        val_check_interval=min(t.val_every, t.max_steps) * t.accumulate,
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
+        limit_val_batches=0,
         use_distributed_sampler=False,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        plugins=[WholeFiles()],
+        plugins=[Folders(t.accumulate), LightningEnvironment()],  # Slurm's variables are ours to read
         callbacks=callbacks,
         default_root_dir=folder,
     )
@@ -144,6 +93,13 @@ def keep_freed_memory() -> None:
 
 def quieten() -> None:
     """Silence what Lightning says about choices that are made here on purpose."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    for message in (".*does not have many workers.*", ".*`IterableDataset` has `__len__` defined.*", ".*LeafSpec.*"):
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", ".*(`broadcast_buffers`|functional.all_gather) is deprecated.*")
+    for message in (
+        ".*does not have many workers.*",
+        ".*`IterableDataset` has `__len__` defined.*",
+        ".*LeafSpec.*",
+        ".*dataloader is not resumable.*",
+    ):
         warnings.filterwarnings("ignore", message)

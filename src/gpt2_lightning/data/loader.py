@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from gpt2_lightning.data.lanes import NOTHING, Lane, Read, Rows
 from gpt2_lightning.errors import MachineError, PlatformError
 from gpt2_lightning.loss import IGNORED
+from gpt2_lightning.signals import ignore_signals
 
 __all__ = ["Batch", "RankRows", "TrainLoader"]
 
@@ -102,14 +103,14 @@ class PartStream(IterableDataset[Part | PlatformError]):
 
 
 class TrainLoader:
-    """This rank's training batches from micro-step ``start`` to ``stop``.
+    """This rank's training batches from micro-step ``start`` to ``stop``; ``skipped`` of those before were not trained on.
 
     ``ended`` is true behind a step in which every lane has come to the end of the stream. ``waited_seconds`` adds up what
     its consumer has waited, ``counts`` what was begun, until somebody sets them back.
     """
 
-    def __init__(self, rows: RankRows, workers: int, start: int, stop: int) -> None:
-        self.rows, self.start, self.stop = rows, start, stop
+    def __init__(self, rows: RankRows, workers: int, start: int, stop: int, skipped: int = 0) -> None:
+        self.rows, self.start, self.stop, self.skipped = rows, start, stop, skipped
         self.workers = min(workers, rows.batch_size)
         self.cycle = len(rows.places) // rows.batch_size
         self.waited_seconds, self.counts = 0.0, Counter[str]()
@@ -118,17 +119,21 @@ class TrainLoader:
         self.ended, self.ended_rows = False, 0
 
     def __len__(self) -> int:
-        return self.stop
+        return self.stop - self.skipped
 
     def __iter__(self) -> Iterator[Batch]:
         stream = PartStream(self.rows, self.start, self.stop)
-        loader: Any = DataLoader(stream, batch_size=None, num_workers=self.workers) if self.workers else stream
-        parts = iter(loader)
+        parts = iter(self.worker_parts(stream) if self.workers else stream)
         for step in range(self.start, self.stop):
             began = time.perf_counter()
             batch = self.join(step, [self.next_part(parts) for _ in range(max(1, self.workers))])
             self.waited_seconds += time.perf_counter() - began
             yield batch
+
+    def worker_parts(self, stream: PartStream) -> DataLoader[Any]:
+        """The parts as workers make them, in turn; drawing their seeds moves no generator that training uses."""
+        own = torch.Generator()
+        return DataLoader(stream, batch_size=None, num_workers=self.workers, generator=own, worker_init_fn=begin_worker)
 
     def next_part(self, parts: Iterator[Part | PlatformError]) -> Part:
         """The next worker's part; raises what it met, or MachineError when it was killed."""
@@ -168,6 +173,11 @@ class TrainLoader:
             return tokens
         labels = weave([part.tokens if part.labels is None else part.labels for part in parts])
         return labels.masked_fill_(labels == NOTHING, IGNORED)
+
+
+def begin_worker(number: int) -> None:
+    """In a worker: its rank alone decides when it ends."""
+    ignore_signals()
 
 
 def weave(parts: list[Tensor]) -> Tensor:

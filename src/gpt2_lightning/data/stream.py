@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 
 from gpt2_lightning.data.blocks import require_tokens, sample_tokens, validation_blocks
 from gpt2_lightning.data.lanes import NOTHING, Read
@@ -69,6 +70,8 @@ class StreamDataModule(LightningDataModule):
         self.validation: list[tuple[np.ndarray, np.ndarray]] = []
         self.loader: TrainLoader | None = None
         self.resumed: dict[str, Any] | None = None
+        self.rewound: dict[str, Any] | None = None
+        self.skipped = 0  # steps whose batches rewinds have left out
 
     @property
     def warnings(self) -> list[str]:
@@ -134,9 +137,10 @@ class StreamDataModule(LightningDataModule):
     def rank_loader(self, ranks: int, rank: int) -> TrainLoader:
         """The training batches of any rank."""
         own = self.config.batch_size * self.accumulate
-        start, places = 0, np.zeros((own * ranks, 2), np.int32)
-        if self.resumed is not None:
-            start, places = self.resumed["step"] * self.accumulate, self.resumed["places"].numpy()
+        step, places = 0, np.zeros((own * ranks, 2), np.int32)
+        stood = self.rewound or self.resumed
+        if stood is not None:
+            step, places = stood["step"], stood["places"].numpy()
         rows = RankRows(
             read=self.read,
             block_size=self.block_size,
@@ -149,7 +153,8 @@ class StreamDataModule(LightningDataModule):
             records=self.config.records,
             overfit=self.config.overfit,
         )
-        return TrainLoader(rows, self.config.workers, start, self.max_steps * self.accumulate)
+        start, skipped = (step + self.skipped) * self.accumulate, self.skipped * self.accumulate
+        return TrainLoader(rows, self.config.workers, start, self.max_steps * self.accumulate + skipped, skipped)
 
     def val_dataloader(self) -> list["Batches"]:
         """This rank's share of every corpus's validation batches; dealt in turn, so shares differ by one batch at most."""
@@ -172,9 +177,20 @@ class StreamDataModule(LightningDataModule):
         if self.loader is None or self.trainer is None:
             return {}
         step = self.trainer.global_step
-        places = torch.from_numpy(self.loader.kept[step * self.accumulate]).to(self.trainer.strategy.root_device)
-        places = self.trainer.strategy.all_gather(places).reshape(-1, 2).cpu()
-        return {"step": step, "places": places, "order": self.order(), "corpora": self.fingerprints()}
+        place = {"step": step, "skipped": self.skipped, "places": self.places(step)}
+        return place | {"order": self.order(), "corpora": self.fingerprints()}
+
+    def places(self, step: int) -> Tensor:
+        """The places ``[lanes, 2]`` of all ranks behind step ``step``, one of the last; called by all ranks together."""
+        assert self.loader and self.trainer
+        own = torch.from_numpy(self.loader.kept[(step + self.skipped) * self.accumulate])
+        strategy = self.trainer.strategy
+        return strategy.all_gather(own.to(strategy.root_device)).reshape(-1, 2).cpu()
+
+    def rewind(self, entry: dict[str, Any]) -> None:
+        """Stand, at the step it says, behind the batches that are left out, whatever a checkpoint says."""
+        self.rewound = {"step": entry["step"], "places": torch.tensor(entry["places"], dtype=torch.int32)}
+        self.skipped = entry["skipped"]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Stand where the state says; raises CheckpointError where data or rows are others than those it was saved with."""
@@ -188,6 +204,8 @@ class StreamDataModule(LightningDataModule):
             if then.get(key) != now.get(key):
                 raise differs(key, then.get(key, "none"), now.get(key, "none"))
         self.resumed = state_dict
+        if self.rewound is None:
+            self.skipped = state_dict["skipped"]
 
     def order(self) -> dict[str, Any]:
         """The settings that the order and the content of the rows depend on, by their keys."""

@@ -7,6 +7,7 @@ from typing import ClassVar
 from gpt2_lightning.settings.setting import Settings, setting
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed")
+POLICIES = ("stop", "skip", "rewind")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -26,15 +27,21 @@ class TrainerConfig(Settings):
     compile: bool = setting(False, "compile the decoder with torch.compile")
     patience: int | None = setting(None, "validations without a better one before stopping (none: never)", at_least=1)
     profile: bool = setting(False, "write a profiler trace of a few steps")
+    on_nonfinite: str = setting("stop", "what to do at a loss or gradient that is not finite", choices=POLICIES)
+    on_spike: str = setting("ignore", "what to do at a loss far above those before it", choices=("ignore", *POLICIES))
+    spike_deviations: float = setting(6.0, "standard deviations above the mean that make a spike", above=0)
+    spike_window: int = setting(100, "steps over which mean and deviation are taken; none before is a spike", at_least=2)
 
 
 @dataclass(kw_only=True, slots=True)
 class CheckpointConfig(Settings):
-    """What is saved. The best and the last are kept; a checkpoint is also written after every validation."""
+    """What is saved, and when. The newest ``keep`` are kept, and the best as far as each of them knows."""
 
     group: ClassVar[str] = "checkpoint"
 
     save: bool = setting(True, "write checkpoints")
+    every: int | None = setting(None, "optimizer steps between checkpoints (none: one after every validation)", at_least=1)
+    keep: int = setting(2, "verified checkpoints that are kept", at_least=2)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -56,7 +63,7 @@ class RunSettings(Settings):
     group: ClassVar[str] = "run"
 
     name: str = setting("auto", "name of the run (auto: the experiment's)")
-    id: str = setting("auto", "folder of the run below its name (auto: date and time)")
+    id: str = setting("auto", "folder of the run below its name (auto: that of an unfinished equal run, else date and time)")
     folder: str = setting("outputs", "output folder")
 
     def check_rules(self) -> None:
