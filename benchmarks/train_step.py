@@ -143,7 +143,13 @@ def run_config(args: argparse.Namespace, folder: str, max_steps: int) -> RunConf
     trainer = {"max_steps": max_steps, "val_every": max_steps, "log_every": 50}
     trainer |= {"precision": PRECISIONS[args.precision], "accelerator": args.accelerator, "compile": args.compile}
     overrides = [f"trainer.{key}={value}" for key, value in trainer.items()]
-    overrides += ["optimizer.lr=1e-5", "schedule=constant", "data.val_batches=1", "checkpoint.save=false"]
+    overrides += [
+        "optimizer.lr=1e-5",
+        "schedule=constant",
+        "data.val_batches=1",
+        "checkpoint.save=false",
+        "samples.max_new_tokens=0",
+    ]
     overrides += [f"data.batch_size={args.rows}"] if args.rows else []
     return compose_config([*SHAPES[args.model], *overrides, f"run.folder={folder}"])
 
@@ -157,7 +163,7 @@ def train_ours(config: RunConfig, last: Callback) -> None:
     dashboard = Dashboard(run.path, config, data)
     keeper = Keeper(config, run, run.path, dashboard, module.signals)
     fit(build_trainer(config, run.path, [dashboard, keeper, last]), module, data)
-    dashboard.finish("")
+    dashboard.finish(module)
     run.lock.release()
 
 

@@ -21,9 +21,12 @@ ROOMS = {
     "datasets": {"data.hub"},
     "tensorboard": {"dashboard"},
     "tiktoken": {"data.tokens"},
+    "safetensors": {"checkpoint", "weights"},
+    "transformers": set(),
 }
-HEIGHT = ["errors", "settings", "config", "lock", "signals", "folder", "decoder", "loss", "optimizer", "metrics", "checkpoint",
-          "data", "generate", "guard", "module", "dashboard", "ranks", "keeper", "trainer", "run", "__main__"]  # fmt: skip
+HEIGHT = ["errors", "processor", "settings", "config", "lock", "signals", "folder", "weights", "decoder", "loss", "optimizer",
+          "metrics", "text_metrics", "checkpoint", "data", "generation", "guard", "module", "dashboard", "ranks", "keeper",
+          "trainer", "run", "__main__"]  # fmt: skip
 
 
 def modules() -> dict[str, set[str]]:

@@ -1,6 +1,7 @@
 """A run from its command to its files: what is written, that it is repeatable, that it learns, that ranks agree."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -70,6 +71,28 @@ def test_a_run_leaves_what_it_promises(command: Command, tmp_path: Path) -> None
     for word in ("best validation", "generate run=run", "tensorboard --logdir outputs", "config.yaml"):
         assert word in done.stdout
     assert "step 2/7" in done.stderr
+
+
+def test_what_is_generated_is_measured_at_each_validation_and_leaves_training_alone(command: Command, tmp_path: Path) -> None:
+    steps = ("trainer.max_steps=6", "trainer.val_every=3", "trainer.log_every=1")
+    measured = ("samples.measure=3", "samples.at_validation=true", "model.dropout=0.1")
+    train(command, *steps, "model.dropout=0.1", "run.id=plain")
+    train(command, *steps, *measured, "run.id=measured")
+    train(command, *steps, *measured, "sampler=beam", "sampler.beams=2", "run.id=beams")
+    plain, rows, beams = (without_times(tmp_path / "outputs/runs/run" / name) for name in ("plain", "measured", "beams"))
+    assert [{k: v for k, v in row.items() if not k.startswith("generation/")} for row in rows] == plain
+    validations = [row for row in rows if "val/loss" in row or "val/cross_entropy" in row]
+    for row in validations:
+        assert row["generation/sampled_entropy"] < row["generation/entropy"] < 5.6
+        assert row["generation/length"] == row["generation/human/length"] == 20
+        gap = abs(math.log(row["generation/perplexity"] / row["generation/human/perplexity"]))
+        assert row["generation/perplexity_gap"] == pytest.approx(gap, rel=1e-6)
+    human = {k: v for k, v in validations[-1].items() if "/human/" in k}
+    assert human and human == {k: v for k, v in beams[-1].items() if "/human/" in k}
+    assert beams[-1]["generation/perplexity"] < validations[-1]["generation/perplexity"]
+    board = EventAccumulator(str(tmp_path / "outputs/runs/run/measured/tensorboard")).Reload()
+    (tag,) = (tag for tag in board.Tags()["tensors"] if "samples" in tag)
+    assert [event.step for event in board.Tensors(tag)] == [3, 6, 6]
 
 
 def test_tensorboard_holds_what_metrics_jsonl_holds(command: Command, tmp_path: Path) -> None:
@@ -320,57 +343,3 @@ def test_signals_end_it_with_their_status(tmp_path: Path, number: signal.Signals
     _, err = process.communicate(timeout=60)
     assert process.returncode == status, err
     assert "Traceback" not in err
-
-
-def test_generate_continues_the_prompt_the_same_for_the_same_seed(command: Command, tmp_path: Path) -> None:
-    train(command, "trainer.max_steps=2", "trainer.val_every=2")
-    words = ("generate", "run=run", "prompt=I'm here, to be (or not)?", "max_new_tokens=30")
-    texts = [command(*words, f"seed={seed}") for seed in (1, 1, 2)]
-    assert all(done.returncode == 0 for done in texts), texts[0].stderr
-    assert texts[0].stdout.startswith("I'm here, to be (or not)?")
-    assert texts[0].stdout == texts[1].stdout != texts[2].stdout
-    run = folder(tmp_path)
-    for name in (str(run), str(run / "checkpoints/step-00000002")):
-        assert command("generate", f"run={name}", "max_new_tokens=1").returncode == 0
-
-
-@pytest.mark.parametrize(
-    ("words", "status", "message"),
-    [
-        (["run=ghost"], 4, "has no checkpoint. There are run"),
-        (["prompt=x"], 2, "must be given"),
-        (["run=run", "sampler.k=0"], 2, "must be at least 1"),
-        (["run=run", "sampler.k=258"], 2, "must be at most the vocabulary, 257"),
-        (["run=run", "sampler.temperature=-1"], 2, "must be at least 0"),
-        (["run=run", "max_new_tokens=many"], 2, "must be an integer"),
-        (["run=run", "promt=x"], 2, "The keys are run, prompt"),
-        (["run=broken"], 4, "is damaged: it has 100 bytes, "),
-        (["run=broken/checkpoints/step-00000001/model.safetensors"], 4, "is damaged: it has 100 bytes, "),
-        (["run=empty.ckpt"], 4, "is damaged or no checkpoint of ours"),
-        (["run=evil.ckpt"], 4, "is damaged or no checkpoint of ours"),
-    ],
-)
-def test_generates_mistakes(command: Command, tmp_path: Path, words: list[str], status: int, message: str) -> None:
-    from gpt2_lightning.checkpoint import save_checkpoint
-    from gpt2_lightning.decoder import Decoder, DecoderConfig
-
-    config = DecoderConfig(n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=257)
-    plain = {name: getattr(config, name) for name in DecoderConfig.__slots__}
-    facts = {"step": 1, "best_step": 1, "config": {"model": plain, "data": {"tokenizer": "bytes"}}}
-    for name in ("outputs/runs/run/x", "broken"):
-        saved = save_checkpoint(tmp_path / name / "checkpoints", {}, Decoder(config).state_dict(), facts)
-    (saved / "model.safetensors").write_bytes((saved / "model.safetensors").read_bytes()[:100])
-    (tmp_path / "empty.ckpt").write_bytes(b"")
-    torch.save({"x": Evil()}, tmp_path / "evil.ckpt")
-    done = command("generate", *words)
-    assert done.returncode == status, done.stderr
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert not (tmp_path / "pwned").exists()
-
-
-class Evil:
-    """A pickle that would write a file on loading."""
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.system, ("touch pwned",)

@@ -5,11 +5,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gpt2_lightning.decoder import Decoder, DecoderConfig
+    from gpt2_lightning.generation.text import generate
+    from gpt2_lightning.settings.generate import GenerateConfig
+    from gpt2_lightning.settings.sampler import SamplerConfig
 
 __version__ = "0.1.0"
-__all__ = ["Decoder", "DecoderConfig", "__version__"]
+__all__ = ["Decoder", "DecoderConfig", "GenerateConfig", "SamplerConfig", "__version__", "generate"]
 
-HOMES = {"Decoder": "gpt2_lightning.decoder", "DecoderConfig": "gpt2_lightning.settings.decoder"}
+HOMES = {
+    "Decoder": "gpt2_lightning.decoder",
+    "DecoderConfig": "gpt2_lightning.settings.decoder",
+    "GenerateConfig": "gpt2_lightning.settings.generate",
+    "SamplerConfig": "gpt2_lightning.settings.sampler",
+    "generate": "gpt2_lightning.generation.text",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -4,9 +4,11 @@ In: the words a person typed. Out: the command's work, and an exit status that s
 One number: help, lists and configuration errors import no torch, which alone would take a second or more.
 """
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 from gpt2_lightning.errors import ConfigError, OutputError, PlatformError
 
@@ -14,7 +16,8 @@ HELP = """usage: python -m gpt2_lightning [command] [key=value ...]
 
   [train] +experiment=NAME [key=value ...]   train; config=FILE starts from a run's config.yaml instead
   data +experiment=NAME [key=value ...]      look at the stream: n (steps), skip, workers, ranks; ends with their digest
-  generate run=NAME|FILE prompt="..."        continue a text: sampler.k, sampler.temperature, max_new_tokens, seed
+  generate run=NAME|PATH prompt="..."        continue a text; prompts=FILE.jsonl [out=FILE.jsonl] many; neither: type them
+                                             sampler=NAME sampler.KEY=... max_new_tokens n seed stop context numbers
   list [experiment|model|optimizer|...]      what there is to choose from
 
   group=OPTION      another file of a group:   optimizer=muon  model=gpt2  schedule=wsd  data=local  debug=overfit
@@ -23,17 +26,9 @@ HELP = """usage: python -m gpt2_lightning [command] [key=value ...]
   traceback=true    show where an error came from
 
 exit status: 0 done, 2 configuration or usage, 3 data, 4 checkpoint, 5 study, 6 non-finite numbers, 7 devices, 8 output or
-disk, 130 SIGINT, 143 SIGTERM"""
+disk, 130 SIGINT, 141 SIGPIPE, 143 SIGTERM"""
 
-GENERATE = {
-    "run": "",
-    "prompt": "",
-    "max_new_tokens": "200",
-    "seed": "1337",
-    "sampler.k": "10",
-    "sampler.temperature": "1.0",
-    "outputs": "outputs",
-}
+GENERATE = ("run", "prompt", "prompts", "out", "outputs", "sampler")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,7 +38,11 @@ def main(argv: list[str] | None = None) -> int:
     words = [word for word in words if word != "traceback=true"]
     try:
         command(words)
+        sys.stdout.flush()
         return 0
+    except BrokenPipeError:  # the reader has seen enough; what is still unwritten must not fail again on leaving
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except PlatformError as error:
         if show_trace:
             traceback.print_exc()
@@ -120,9 +119,6 @@ def whole_number(key: str, value: str, at_least: int) -> int:
 
 def check_output(folder: str) -> None:
     """Raise OutputError, before anything heavy is loaded, when the output folder cannot be written."""
-    import os
-    from pathlib import Path
-
     path = Path(folder).absolute()
     while not path.exists():
         path = path.parent
@@ -132,39 +128,84 @@ def check_output(folder: str) -> None:
 
 
 def generate(words: list[str]) -> None:
-    """Read the keys as plain text, since prompts break the grammar of overrides, and continue the prompt."""
-    options = dict(GENERATE)
+    """Read the keys as plain text, since prompts break the grammar of overrides; check them, and continue the prompts."""
+    from gpt2_lightning.generation.prompts import read_prompts
+    from gpt2_lightning.settings.generate import GenerateConfig
+    from gpt2_lightning.settings.sampler import SamplerConfig
+    from gpt2_lightning.settings.setting import read_words
+
+    own, options, changes, stop = sort_words(words, GenerateConfig, SamplerConfig)
+    config = GenerateConfig(**read_words(GenerateConfig, options), stop=stop)
+    preset = sampler_preset(own["sampler"]) if "sampler" in own else None
+    settings = read_words(SamplerConfig, changes)
+    SamplerConfig(**{**(preset or {}), **settings})
+    check_generate(own)
+    records = read_prompts(Path(own["prompts"])) if "prompts" in own else None
+    from gpt2_lightning.generation.command import Asked, generate_command
+
+    asked = Asked(run=own["run"], prompt=own.get("prompt"), records=records, out=own.get("out", ""),
+                  outputs=own.get("outputs", "outputs"), preset=preset, changes=settings)  # fmt: skip
+    generate_command(asked, config)
+
+
+def sort_words(
+    words: list[str], config: type, sampler: type
+) -> tuple[dict[str, str], dict[str, str], dict[str, str], list[str]]:
+    """The words of generate by whose they are: its own, GenerateConfig's, the sampler's, stop strings; raises ConfigError."""
+    from dataclasses import fields
+    from difflib import get_close_matches
+
+    own: dict[str, str] = {}
+    options, changes, stop = dict(own), dict(own), []
+    names, of_sampler = ({f.name for f in fields(settings)} for settings in (config, sampler))
     for word in words:
         key, equals, value = word.partition("=")
-        if not equals or key not in GENERATE:
-            remedy = f"The keys are {', '.join(GENERATE)}"
+        if equals and key == "stop":
+            stop.append(value)
+        elif equals and key in GENERATE:
+            own[key] = value
+        elif equals and key in names:
+            options[key] = value
+        elif equals and key.startswith("sampler.") and key.removeprefix("sampler.") in of_sampler:
+            changes[key.removeprefix("sampler.")] = value
+        else:
+            known = [*GENERATE, *sorted(names), *(f"sampler.{name}" for name in sorted(of_sampler))]
+            near = get_close_matches(key, known, n=1, cutoff=0.5) if equals else []
+            remedy = f"Did you mean {near[0]}?" if near else f"The keys are {', '.join(known)}"
             raise ConfigError("argument of generate", key="argument", value=word, rule="is not known", remedy=remedy)
-        options[key] = value
-    check_generate(options)
-    from gpt2_lightning import run
-
-    run.generate_text(options)
+    return own, options, changes, stop
 
 
-def check_generate(options: dict[str, str]) -> None:
-    """Hold the types and ranges of generate's keys; raises ConfigError."""
-    from gpt2_lightning.settings.sampler import SamplerConfig
+def sampler_preset(name: str) -> dict[str, object]:
+    """The settings of a file of ``conf/sampler``; raises ConfigError."""
+    from gpt2_lightning.config import option_settings
 
-    if not options["run"]:
+    return option_settings("sampler", name)
+
+
+def check_generate(own: dict[str, str]) -> None:
+    """Hold the rules of generate's own keys; raises ConfigError."""
+    if not own.get("run"):
         raise ConfigError("run", key="run", value="", rule="must be given", remedy="Set run=NAME")
-    for key, kind in (("max_new_tokens", int), ("seed", int), ("sampler.k", int), ("sampler.temperature", float)):
-        try:
-            number = kind(options[key])
-        except ValueError as error:
-            rule = f"must be a{'n integer' if kind is int else ' number'}"
-            raise ConfigError(key, key=key, value=options[key], rule=rule) from error
-        if key in ("max_new_tokens", "seed") and number < 0:
-            raise ConfigError(key, key=key, value=options[key], rule="must be at least 0")
-    SamplerConfig(k=int(options["sampler.k"]), temperature=float(options["sampler.temperature"]))
+    if "prompt" in own and "prompts" in own:
+        raise ConfigError("prompts", key="prompts", value=own["prompts"], rule="excludes prompt", remedy="Give one of the two")
+    if "out" in own and "prompts" not in own:
+        raise ConfigError(
+            "out", key="out", value=own["out"], rule="is for prompts=FILE.jsonl", remedy="For one prompt use > FILE"
+        )
+    if "out" in own:
+        check_file(own["out"])
     try:
-        options["prompt"].encode("utf-8")
+        own.get("prompt", "").encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ConfigError("prompt", key="prompt", value=ascii(options["prompt"]), rule="is not valid UTF-8") from error
+        raise ConfigError("prompt", key="prompt", value=ascii(own["prompt"]), rule="is not valid UTF-8") from error
+
+
+def check_file(out: str) -> None:
+    """Raise OutputError where no file of that name can be written."""
+    there = os.access(out, os.F_OK)
+    if not out or (there and Path(out).is_dir()) or not os.access(out if there else Path(out).absolute().parent, os.W_OK):
+        raise OutputError("output", key="out", value=out, rule="cannot be written", remedy="Give the file another name")
 
 
 def list_options(words: list[str]) -> None:

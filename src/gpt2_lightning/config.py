@@ -31,7 +31,8 @@ from gpt2_lightning.settings.setting import Settings, setting
 from gpt2_lightning.settings.trainer import CheckpointConfig, RunSettings, SamplesConfig, TrainerConfig
 
 __all__ = [
-    "RunConfig", "compose_config", "config_folder", "differences", "from_plain", "group_options", "load_config", "to_yaml",
+    "RunConfig", "compose_config", "config_folder", "differences", "from_plain", "group_options", "load_config",
+    "option_settings", "to_yaml",
 ]  # fmt: skip
 
 CHANGEABLE = (  # read anew at every step or start; all else is in the weights, the optimizer's state or the order of the data
@@ -68,7 +69,7 @@ class RunConfig(Settings):
             raise self.model.refuse("vocab_size", rule, f"Set model.vocab_size={words}")
         if self.data.synthetic is not None and self.model.block_size < 4:
             raise self.model.refuse("block_size", f"must be at least 4 for data.synthetic={self.data.synthetic}")
-        if self.sampler.k > self.model.vocab_size:
+        if self.sampler.k is not None and self.sampler.k > self.model.vocab_size:
             raise self.sampler.refuse("k", f"must be at most the vocabulary, model.vocab_size = {self.model.vocab_size}")
         for key in self.resume_allow:
             if not any(key == may or key.startswith(f"{may}.") for may in CHANGEABLE):
@@ -97,6 +98,15 @@ def group_options(group: str) -> dict[str, str]:
             comments = [line.lstrip("# ") for line in lines if line.startswith("#") and "@package" not in line]
             found.setdefault(file.stem, comments[0] if comments else "")
     return found
+
+
+def option_settings(group: str, name: str) -> dict[str, Any]:
+    """What the file of an option sets; raises ConfigError for an option that is not there."""
+    files = [folder / group / f"{name}.yaml" for folder in search_folders()]
+    found = [file for file in files if name in group_options(group) and file.is_file()]
+    if not found:
+        raise no_such_option(group, name, group_options(group))
+    return dict(OmegaConf.to_container(OmegaConf.load(found[0])) or {})  # type: ignore[arg-type]
 
 
 def register_schema() -> None:

@@ -21,8 +21,11 @@ from torch.utils.tensorboard import SummaryWriter
 from gpt2_lightning.config import RunConfig
 from gpt2_lightning.data.stream import StreamDataModule
 from gpt2_lightning.errors import OutputError
+from gpt2_lightning.generation.measures import choose_rows, measure_generation
+from gpt2_lightning.generation.text import continue_texts
 from gpt2_lightning.metrics import device_peak_flops, flops_per_token
 from gpt2_lightning.module import GPT2Module
+from gpt2_lightning.settings.generate import GenerateConfig
 
 __all__ = ["Dashboard", "Progress", "RunLog"]
 
@@ -117,7 +120,8 @@ class Dashboard(Callback):
     """
 
     def __init__(self, folder: Path, config: RunConfig, data: StreamDataModule) -> None:
-        self.folder, self.data, self.name = folder, data, f"{folder.parent.name}/{folder.name}"
+        self.folder, self.config, self.data = folder, config, data
+        self.name = f"{folder.parent.name}/{folder.name}"
         self.max_steps, self.log_every = config.trainer.max_steps, config.trainer.log_every
         rows = config.data.batch_size * config.trainer.accumulate * config.trainer.devices
         self.tokens_per_step = rows * config.model.block_size
@@ -222,20 +226,43 @@ class Dashboard(Callback):
         yield
         self.mark += time.perf_counter() - began
 
-    def log_validation(self, step: int, metrics: dict[str, float]) -> None:
+    def log_validation(self, step: int, module: GPT2Module) -> None:
         """Write the validation's metrics."""
+        metrics = module.validation
         self.validation = dict(metrics)
         if self.run_log:
-            self.run_log.write(step, step * self.tokens_per_step, metrics)
+            self.run_log.write(step, step * self.tokens_per_step, metrics | self.generated(module))
+            if self.config.samples.at_validation:
+                self.run_log.write_text("samples", self.samples(module), step)
         if self.progress:
             values = f"{metrics['val/cross_entropy']:.4f} nats, {metrics['val/bits_per_byte']:.4f} bits per byte"
             self.progress.note(f"step {step}: validation {values}")
 
-    def finish(self, samples: str) -> None:
-        """Add the samples and close the files."""
-        if self.run_log:
-            self.run_log.write_text("samples", samples, self.logged_step)
-            self.run_log.close()
+    def generated(self, module: GPT2Module) -> dict[str, float]:
+        """The measures of generated text, where they are asked for."""
+        samples, seed = self.config.samples, self.config.seed
+        if not samples.measure:
+            return {}
+        rows = choose_rows([inputs for inputs, _ in self.data.validation], samples.measure, seed)
+        return measure_generation(module.decoder, rows, self.config.sampler, samples.max_new_tokens, seed)
+
+    def samples(self, module: GPT2Module) -> str:
+        """The configured prompts and their continuations."""
+        asked = GenerateConfig(max_new_tokens=self.config.samples.max_new_tokens, seed=self.config.seed)
+        prompts = self.config.samples.prompts if asked.max_new_tokens else []
+        found = continue_texts(module.decoder, self.data.tokenizer, prompts, asked, self.config.sampler)
+        return "\n\n".join(one.prompt + one.text for (one,) in found) + "\n"
+
+    def finish(self, module: GPT2Module) -> str:
+        """Write samples.txt, close the files, and return the samples."""
+        if not self.run_log:
+            return ""
+        text = self.samples(module)
+        if self.config.samples.max_new_tokens:
+            (self.folder / "samples.txt").write_text(text, encoding="utf-8")
+        self.run_log.write_text("samples", text, self.logged_step)
+        self.run_log.close()
+        return text
 
 
 def profile_into(folder: Path) -> Any:

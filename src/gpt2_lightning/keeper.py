@@ -232,7 +232,7 @@ class Keeper(Callback):
         finally:
             module.train()
         module.on_validation_epoch_end()
-        self.dashboard.log_validation(self.step, module.validation)
+        self.dashboard.log_validation(self.step, module)
         return True
 
     def compare(self) -> bool:

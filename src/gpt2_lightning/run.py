@@ -17,8 +17,6 @@ from lightning.pytorch import Trainer, seed_everything
 from gpt2_lightning.checkpoint import (
     checkpoints,
     find_checkpoint,
-    find_run,
-    load_decoder,
     newest_verified,
     read_manifest,
     set_damaged_aside,
@@ -30,19 +28,15 @@ from gpt2_lightning.config import RunConfig, from_plain
 from gpt2_lightning.dashboard import Dashboard, duration
 from gpt2_lightning.data.look import Look, look
 from gpt2_lightning.data.stream import StreamDataModule
-from gpt2_lightning.data.tokens import Tokenizer, load_tokenizer
-from gpt2_lightning.decoder import Decoder
 from gpt2_lightning.errors import CheckpointError, MachineError, NumbersError, PlatformError
 from gpt2_lightning.folder import RUN_FOLDER, RunFolder, find_folder, is_other_rank, not_allowed, refuse, write_whole
-from gpt2_lightning.generate.engine import continue_tokens
 from gpt2_lightning.keeper import Keeper, Rewind, code_fingerprint, find_rewind
 from gpt2_lightning.module import GPT2Module
 from gpt2_lightning.ranks import Watch, leave_word, require_ranks
-from gpt2_lightning.settings.sampler import SamplerConfig
 from gpt2_lightning.signals import Interrupted, Signals, end_with_parent
 from gpt2_lightning.trainer import build_trainer, choose_devices, choose_precision
 
-__all__ = ["generate_text", "train"]
+__all__ = ["look_at_data", "train"]
 
 RUN_START = "GPT2_LIGHTNING_START"  # tells the other ranks the checkpoint that rank 0 chose,
 RANK_0 = "GPT2_LIGHTNING_RANK_0"  # and its process
@@ -80,8 +74,7 @@ def train_in(run: RunFolder, start: Path | None, config: RunConfig, data: Stream
     with Watch(run.path, config.trainer.devices) as watch:
         fit(trainer, module, data, start, watch)
     signals.armed = False
-    samples = write_samples(run.path, module.decoder, data.tokenizer, config)
-    dashboard.finish(samples)
+    samples = dashboard.finish(module)
     result = write_result(run.path, config, dashboard, keeper, data.unigram_bits_per_byte())
     print_summary(run.path, config, result, samples)
 
@@ -208,30 +201,6 @@ def fit(
             print(f"warning: {warning}", file=sys.stderr)
 
 
-def write_samples(folder: Path, decoder: Decoder, tokenizer: Tokenizer, config: RunConfig) -> str:
-    """Continue each of the configured prompts and write samples.txt; returns its text."""
-    if not config.samples.max_new_tokens:
-        return ""
-    texts = [
-        sample_text(decoder, tokenizer, prompt, config.sampler, config.samples.max_new_tokens, config.seed)
-        for prompt in config.samples.prompts
-    ]
-    text = "\n\n".join(texts) + "\n"
-    (folder / "samples.txt").write_text(text, encoding="utf-8")
-    return text
-
-
-def sample_text(
-    decoder: Decoder, tokenizer: Tokenizer, prompt: str, sampler: SamplerConfig, max_new_tokens: int, seed: int
-) -> str:
-    """The prompt and its continuation; an empty prompt starts from end-of-text, which is not shown."""
-    tokens = [tokenizer.end_of_text, *tokenizer.encode(prompt).tolist()]
-    device = decoder.wte.weight.device
-    generator = torch.Generator().manual_seed(seed)
-    out = continue_tokens(decoder, torch.tensor([tokens], device=device), max_new_tokens, sampler, generator)
-    return tokenizer.decode(out[0].tolist())
-
-
 def write_result(folder: Path, config: RunConfig, dashboard: Dashboard, keeper: Keeper, unigram: float) -> dict[str, Any]:
     """Write result.json, which says that the run is finished: the last and the best validation, and what it took."""
     kept = [path for path in checkpoints(folder / "checkpoints") if step_of(path) == keeper.best_step]
@@ -270,13 +239,3 @@ go on with
   python -m gpt2_lightning generate run={config.run.name} prompt="To be, or"
   tensorboard --logdir {config.run.folder}
   python -m gpt2_lightning train config={place}/config.yaml run.id={folder.name} {longer}""")
-
-
-def generate_text(options: dict[str, str]) -> None:
-    """The ``generate`` command, its keys as typed and checked; raises PlatformError."""
-    decoder, trained = load_decoder(find_run(options["run"], Path(options["outputs"])))
-    sampler = SamplerConfig(k=int(options["sampler.k"]), temperature=float(options["sampler.temperature"]))
-    if sampler.k > decoder.config.vocab_size:
-        raise sampler.refuse("k", f"must be at most the vocabulary, {decoder.config.vocab_size}")
-    tokenizer = load_tokenizer(trained["data"]["tokenizer"])
-    print(sample_text(decoder, tokenizer, options["prompt"], sampler, int(options["max_new_tokens"]), int(options["seed"])))

@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from gpt2_lightning.config import RunConfig
 from gpt2_lightning.errors import MachineError
 from gpt2_lightning.keeper import Folders
+from gpt2_lightning.processor import processor_flags
 
 __all__ = ["build_trainer", "choose_devices", "choose_precision"]
 
@@ -75,15 +76,6 @@ def choose_precision(precision: str, accelerator: str) -> str:
         rule = f"is not supported on this {accelerator}, which supports {', '.join(supported)}"
         raise MachineError("precision", key="trainer.precision", value=precision, rule=rule)
     return precision
-
-
-def processor_flags() -> set[str]:
-    """The CPU's feature flags, where the system says them."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return set()
-    return set(next((line for line in text.splitlines() if line.startswith("flags")), "").split())
 
 
 def keep_freed_memory() -> None:

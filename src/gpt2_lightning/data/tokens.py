@@ -38,6 +38,10 @@ class Tokenizer(Protocol):
         """The text of the ids."""
         ...
 
+    def decode_bytes(self, tokens: list[int]) -> bytes:
+        """The bytes of the ids; end-of-text has none."""
+        ...
+
     def token_bytes(self) -> np.ndarray:
         """Bytes of each word of the vocabulary, int64; end-of-text has none."""
         ...
@@ -63,7 +67,11 @@ class GPT2Tokenizer:
 
     def decode(self, tokens: list[int]) -> str:
         """The text; bytes that make no whole character become U+FFFD, end-of-text becomes nothing."""
-        return self.encoding.decode([t for t in tokens if t != self.end_of_text], errors="replace")
+        return self.decode_bytes(tokens).decode("utf-8", "replace")
+
+    def decode_bytes(self, tokens: list[int]) -> bytes:
+        """The bytes; end-of-text becomes nothing."""
+        return self.encoding.decode_bytes([t for t in tokens if t != self.end_of_text])
 
     def token_bytes(self) -> np.ndarray:
         """The number of bytes of each word of the vocabulary, int64."""
@@ -83,7 +91,11 @@ class ByteTokenizer:
 
     def decode(self, tokens: list[int]) -> str:
         """The text; bytes that make no whole character become U+FFFD, end-of-text becomes nothing."""
-        return bytes(t for t in tokens if t < 256).decode("utf-8", "replace")
+        return self.decode_bytes(tokens).decode("utf-8", "replace")
+
+    def decode_bytes(self, tokens: list[int]) -> bytes:
+        """The bytes; end-of-text becomes nothing."""
+        return bytes(t for t in tokens if t < 256)
 
     def token_bytes(self) -> np.ndarray:
         """One byte each, int64."""

@@ -28,5 +28,5 @@ class DecoderConfig(Settings):
     def check_rules(self) -> None:
         """The width is shared out evenly among the heads."""
         if self.n_embd % self.n_head:
-            near = max(h for h in range(1, self.n_head + 1) if self.n_embd % h == 0)
+            near = max(h for h in range(1, min(self.n_head, self.n_embd) + 1) if self.n_embd % h == 0)
             raise self.refuse("n_head", f"must divide the width model.n_embd = {self.n_embd}", f"Set model.n_head={near}")

@@ -8,7 +8,7 @@ Ranges are data beside the default, not code, so that the help and the search sp
 import math
 from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from gpt2_lightning.errors import ConfigError
 
@@ -40,6 +40,25 @@ class Settings:
         f = next(f for f in fields(self) if f.name == name)
         key = f"{self.group}.{name}" if self.group else name
         return ConfigError(f.metadata.get("what", name), key=key, value=getattr(self, name), rule=rule, remedy=remedy)
+
+
+def read_words(settings: type[Settings], words: dict[str, str]) -> dict[str, Any]:
+    """The values of fields as a person typed them; raises ConfigError where it is of another type."""
+    known = {f.name: f for f in fields(settings)}
+    return {name: read_word(known[name], word, f"{settings.group}.{name}".lstrip(".")) for name, word in words.items()}
+
+
+def read_word(f: "Field[Any]", word: str, key: str) -> Any:
+    """One value of the field's type: text, a number, or nothing where the type allows it."""
+    kinds = get_args(f.type) or (f.type,)
+    if type(None) in kinds and word in ("null", "none"):
+        return None
+    kind = next(kind for kind in (int, float, str) if kind in kinds)
+    try:
+        return kind(word)
+    except ValueError as error:
+        rule = f"must be a{'n integer' if kind is int else ' number'}"
+        raise ConfigError(f.metadata.get("what", f.name), key=key, value=word, rule=rule) from error
 
 
 def check_value(f: "Field[Any]", value: Any, key: str) -> None:

@@ -46,12 +46,14 @@ class CheckpointConfig(Settings):
 
 @dataclass(kw_only=True, slots=True)
 class SamplesConfig(Settings):
-    """The text a run writes at its end."""
+    """The text a run writes at its end, and what is measured of text at each validation."""
 
     group: ClassVar[str] = "samples"
 
     prompts: list[str] = field(default_factory=lambda: [""])
     max_new_tokens: int = setting(200, "new tokens of each sample (0: no samples)", at_least=0)
+    at_validation: bool = setting(False, "write samples at each validation too")
+    measure: int = setting(0, "validation rows whose beginnings are continued and measured at each validation", at_least=0)
 
 
 @dataclass(kw_only=True, slots=True)
