@@ -21,7 +21,7 @@ ROOMS = {
     "datasets": {"data.hub"},
     "tensorboard": {"dashboard"},
     "tiktoken": {"data.tokens"},
-    "safetensors": {"weights"},
+    "safetensors": {"checkpoint", "weights"},
     "transformers": set(),
 }
 HEIGHT = ["errors", "processor", "settings", "config", "lock", "signals", "folder", "weights", "decoder", "loss", "optimizer",

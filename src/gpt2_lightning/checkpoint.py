@@ -301,6 +301,7 @@ def prune_checkpoints(parent: Path, keep: int) -> None:
 
     Only manifests are read here: the newest was verified a moment ago, the others when they were saved.
     """
+    tidy_checkpoints(parent)
     kept: dict[int, Path] = {}
     best: set[int] = set()
     for folder in checkpoints(parent):

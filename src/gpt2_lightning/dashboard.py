@@ -227,7 +227,7 @@ class Dashboard(Callback):
         self.mark += time.perf_counter() - began
 
     def log_validation(self, step: int, module: GPT2Module) -> None:
-        """Write the validation's metrics, and what is generated at a validation where that is asked for."""
+        """Write the validation's metrics."""
         metrics = module.validation
         self.validation = dict(metrics)
         if self.run_log:

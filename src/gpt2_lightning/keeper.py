@@ -232,8 +232,7 @@ class Keeper(Callback):
         finally:
             module.train()
         module.on_validation_epoch_end()
-        with self.dashboard.paused():
-            self.dashboard.log_validation(self.step, module)
+        self.dashboard.log_validation(self.step, module)
         return True
 
     def compare(self) -> bool:

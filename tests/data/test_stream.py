@@ -186,7 +186,7 @@ def go_on(corpora: dict[str, CorpusConfig], state: dict[str, object], stop: int,
     return found, state_after(loaders, stop)
 
 
-START = {"step": 0, "places": torch.zeros(ROWS, 2, dtype=torch.int32), "order": {}, "corpora": {}}
+START = {"step": 0, "skipped": 0, "places": torch.zeros(ROWS, 2, dtype=torch.int32), "order": {}, "corpora": {}}
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def decoder_of_bytes(block_size: int = 32) -> Decoder:
     return decoder
 
 
-def save(decoder: Decoder, folder: Path, **config: object) -> Path:
+def save(decoder: Decoder, parent: Path, **config: object) -> Path:
     """A checkpoint such as a run leaves."""
     settings = {
         "model": asdict(decoder.config),
@@ -41,7 +41,7 @@ def save(decoder: Decoder, folder: Path, **config: object) -> Path:
         "sampler": asdict(SamplerConfig(k=5)),
         **config,
     }
-    return save_checkpoint(folder, {}, decoder.state_dict(), {"step": 2, "best_step": 2, "config": settings})
+    return save_checkpoint(parent, {}, decoder.state_dict(), {"step": 1, "best_step": 1, "config": settings})
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_a_prompt_is_continued_the_same_for_the_same_seed(run: Path, said: Said)
     assert texts[0].startswith("I'm here, to be (or not)? a=b")
     assert texts[0].endswith("\n")
     assert texts[0] == texts[1] != texts[2]
-    for name in (str(run / "outputs/runs/run"), "outputs/runs/run/x", f"{RUN}/step-00000002", str(run / RUN / "step-00000002")):
+    for name in (str(run / "outputs/runs/run"), "outputs/runs/run/x", f"{RUN}/step-00000001", str(run / RUN / "step-00000001")):
         assert said(f"run={name}", *words, "seed=1") == texts[0]
     (run / "elsewhere").mkdir()
     (run / "outputs").rename(run / "elsewhere/out")
@@ -203,12 +203,11 @@ class Evil:
 BAD = [
     (["run=ghost"], 4, "has no checkpoint. There are run"),
     (["run=" + "x" * 300], 4, "File name too long"),
-    (["run=broken/step-00000002"], 4, "is damaged: it has 100 bytes, "),
-    (["run=broken/step-00000002/model.safetensors"], 4, "is damaged: it has 100 bytes, "),
+    (["run=broken/step-00000001"], 4, "is damaged: it has 2000 bytes, "),
     (["run=empty.ckpt"], 4, "is damaged or no checkpoint of ours"),
     (["run=evil.ckpt"], 4, "is damaged or no checkpoint of ours"),
-    (["run=sampler/step-00000002"], 4, "has no sampler of ours"),
-    (["run=other/step-00000002"], 2, "model.vocab_size = 29): must be 50257 (gpt2) or 257 (bytes)"),
+    (["run=sampler/step-00000001"], 4, "has no sampler of ours"),
+    (["run=other/step-00000001"], 2, "model.vocab_size = 29): must be 50257 (gpt2) or 257 (bytes)"),
     (["run=run", "sampler.k=258", "prompt=x"], 2, "(sampler.k = 258): must be at most the vocabulary, 257"),
     (["run=run", "n=3", "sampler.beams=2"], 2, "(n = 3): must be at most sampler.beams = 2"),
     (["run=run", "slide_by=33"], 2, "(slide_by = 33): must be at most the context, 32"),
@@ -221,7 +220,7 @@ BAD = [
 @pytest.mark.parametrize(("words", "status", "message"), BAD, ids=[" ".join(words)[:40] for words, _, _ in BAD])
 def test_what_cannot_be_done_is_said_in_one_line(run: Path, said: Said, words: list[str], status: int, message: str) -> None:
     broken = save(decoder_of_bytes(), run / "broken") / "model.safetensors"
-    broken.write_bytes(broken.read_bytes()[:100])
+    broken.write_bytes(broken.read_bytes()[:2000])
     (run / "empty.ckpt").write_bytes(b"")
     torch.save({"x": Evil()}, run / "evil.ckpt")
     save(decoder_of_bytes(), run / "sampler", sampler={"top": 1})
