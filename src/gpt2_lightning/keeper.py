@@ -232,7 +232,8 @@ class Keeper(Callback):
         finally:
             module.train()
         module.on_validation_epoch_end()
-        self.dashboard.log_validation(self.step, module)
+        with self.dashboard.paused():
+            self.dashboard.log_validation(self.step, module)
         return True
 
     def compare(self) -> bool:
