@@ -106,10 +106,11 @@ def talk(writer: Writer) -> None:
     while True:
         try:
             prompt = input("> ")
+            prompt.encode("utf-8")  # in some locales, what is none is let through
         except EOFError:
             print()
             return
-        except UnicodeDecodeError as error:
+        except UnicodeError as error:
             raise ConfigError("prompt", rule="is not valid UTF-8") from error
         show(writer, prompt)
         writer.config = replace(writer.config, seed=writer.config.seed + 1)
