@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import gpt2_lightning.generation.engine as engine
-from gpt2_lightning.decoder import Cache, Decoder
+from gpt2_lightning.decoder import Cache, Decoder, visible
 from gpt2_lightning.generation.engine import PADDING, Session, continue_tokens
 from gpt2_lightning.generation.sampler import prompt_keys
 from gpt2_lightning.settings.sampler import SamplerConfig
@@ -73,6 +73,14 @@ def test_logits_from_the_cache_equal_a_whole_forward(kind: dict, pieces: tuple[i
     for row, start in enumerate(starts.tolist()):
         torch.testing.assert_close(found[row, start:], decoder(tokens[row : row + 1, start:])[0], atol=1e-5, rtol=0)
     assert found.isfinite().all()
+
+
+def test_every_token_sees_itself_even_padding() -> None:
+    """Where it sees nothing, some attention kernels make nan of it."""
+    mask = visible(torch.arange(3, 6), torch.tensor([[5, 5, 5], [0, 0, 0]]), 6, 2)
+    assert mask is not None
+    assert mask[0, 0].int().tolist() == [[0, 0, 0, 1, 0, 0], [0, 0, 0, 0, 1, 0], [0, 0, 0, 0, 0, 1]]
+    assert mask[1, 0].int().tolist() == [[0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 1, 0], [0, 0, 0, 0, 1, 1]]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)

@@ -50,6 +50,7 @@ STOPS = [
     ("x. y", ["zz", ". "], "x"),
     ("abcde", ["cd", "bcx", "d"], "ab"),
     ("abcde", ["de", "bc"], "a"),
+    ("abcdef", ["d", "cd"], "ab"),
     ("naïve 🙂 end", ["🙂"], "naïve "),
     ("STOP", ["STOP"], ""),
     ("abc", [], "abc"),
@@ -161,8 +162,8 @@ def test_where_the_context_stops_a_text_it_holds_block_size_tokens(sampler: Samp
     found = [one for (one,) in write(decoder, prompts, sampler, context="stop", max_new_tokens=50)]
     assert [len(p) + len(one.tokens) for p, one in zip(prompts, found, strict=True)] == [16] * 4
     assert {one.ended for one in found} == {"context"}
-    ((short,),) = write(decoder, ["x" * 9], sampler, context="stop", max_new_tokens=7)
-    assert (short.ended, len(short.tokens)) == ("length", 7)
+    ((short,),) = write(decoder, ["x" * 9], sampler, context="stop", max_new_tokens=6)
+    assert (short.ended, len(short.tokens)) == ("length", 6)
     ((slid,),) = write(decoder, ["x" * 40], sampler, max_new_tokens=30)
     assert (slid.ended, len(slid.tokens)) == ("length", 30)
     with pytest.raises(
