@@ -9,7 +9,7 @@ from torch import Tensor
 import gpt2_lightning.generation.engine as engine
 from gpt2_lightning.decoder import Cache, Decoder, visible
 from gpt2_lightning.generation.engine import PADDING, Session, continue_tokens
-from gpt2_lightning.generation.sampler import prompt_keys
+from gpt2_lightning.generation.sampler import candidates, draw, prompt_keys, uniforms
 from gpt2_lightning.settings.sampler import SamplerConfig
 from tests.generation.decoders import KINDS, prompts_of, recomputed, small, twin
 
@@ -169,6 +169,15 @@ def test_sampled_texts_do_not_depend_on_the_batch_or_its_order(sampler: SamplerC
     backwards = continue_tokens(decoder, prompts[::-1], limits[::-1], sampler, keys[::-1], ended, 3)
     assert backwards == alone[::-1]
     assert alone != continue_tokens(decoder, prompts, limits, sampler, prompt_keys(6, prompts), ended, 3)
+
+
+def test_every_token_has_a_chance_of_its_own() -> None:
+    decoder, sampler, (prompt,) = small(), SamplerConfig(k=None, temperature=1.3), prompts_of((3,))
+    text = list(prompt)
+    for step in range(15):
+        found = candidates(decoder(torch.tensor([text[-12:]]))[:, -1], sampler)
+        text.append(int(draw(found, sampler, uniforms([9], step))))
+    assert continue_tokens(decoder, [prompt], [15], sampler, [9]) == [text[3:]]
 
 
 def test_ended_is_asked_once_for_each_token_with_the_prompts_own_number() -> None:

@@ -134,6 +134,16 @@ def test_int8_rounds_by_output_and_by_row_and_sums_exactly() -> None:
     assert linear.largest in (63, 127)
 
 
+def test_where_sums_of_two_products_have_16_bits_an_activation_has_7(monkeypatch: pytest.MonkeyPatch) -> None:
+    for flags, largest in (({"avx512_vnni"}, 127), (set(), 63)):
+        monkeypatch.setattr(packed_module, "processor_flags", lambda flags=flags: flags)
+        torch.manual_seed(0)
+        linear, x = Int8Linear(torch.eye(64), None), torch.randn(8, 64)
+        assert linear.largest == largest
+        step = x.abs().amax(1, keepdim=True) / largest
+        assert ((linear(x) - x).abs() <= 0.51 * step).all()
+
+
 def test_the_largest_sums_do_not_overflow() -> None:
     weight = torch.tensor([[1.0] * 512, [-1.0] * 512])
     for sign in (1.0, -1.0):
