@@ -18,6 +18,8 @@ from gpt2_lightning.__main__ import main
 from gpt2_lightning.checkpoint import save_checkpoint
 from gpt2_lightning.data.tokens import ByteTokenizer
 from gpt2_lightning.decoder import Decoder
+from gpt2_lightning.generation.command import Asked, Writer, talk
+from gpt2_lightning.settings.generate import GenerateConfig
 from gpt2_lightning.settings.sampler import SamplerConfig
 from tests.conftest import Command
 from tests.generation.decoders import recomputed, small, twin
@@ -386,6 +388,20 @@ def test_at_a_terminal_lines_are_continued_until_the_input_ends(terminal: Termin
         assert answer == f"{line}\n{line}{greedy(line, 6)}\n> " or not greedy(line, 6).isprintable()
     terminal.type("\x04")
     assert terminal.process.wait(timeout=30) == 0
+
+
+def test_each_answer_has_the_next_seed(run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    def answers(seed: int, *typed: str) -> list[str]:
+        lines = iter(typed)
+        monkeypatch.setattr("builtins.input", lambda _: next(lines) + ":")
+        asked = Asked(run="run", prompt=None, records=None, out="", outputs="outputs", preset=None, changes={})
+        with pytest.raises(StopIteration):
+            talk(Writer(asked, GenerateConfig(max_new_tokens=30, seed=seed)))
+        return capfd.readouterr().out.split("a:")
+
+    first = answers(7, "a", "a", "a")
+    assert len({*first}) == 4
+    assert [x.strip() for x in answers(8, "a", "a")] == [x.strip() for x in first[:1] + first[2:]]
 
 
 @pytest.mark.parametrize("typed", ["", "To be\n"], ids=["waiting", "writing"])

@@ -62,11 +62,12 @@ def test_greedy_equals_transformers() -> None:
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("pieces", [(12,), (5, 7), (1, 4, 1, 6), (1,) * 12], ids=str)
-def test_logits_from_the_cache_equal_a_whole_forward(kind: dict, pieces: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("padding", [0, 4])
+def test_logits_from_the_cache_equal_a_whole_forward(kind: dict, pieces: tuple[int, ...], padding: int) -> None:
     decoder = small(**kind)
-    rows = [*prompts_of((12, 12), seed=3), [PADDING] * 4 + prompts_of((8,))[0]]
+    rows = [*prompts_of((12, 12), seed=3), [PADDING] * padding + prompts_of((12 - padding,))[0]]
     rows[1][4], rows[1][11] = 28, 28  # documents that end with a piece, and with the text
-    starts = torch.tensor([0, 0, 4])
+    starts = torch.tensor([0, 0, padding])
     tokens, cache = torch.tensor(rows), Cache(decoder.config, starts, 12, torch.float32)
     found = torch.cat([decoder(piece.clamp(min=0), cache) for piece in tokens.split(list(pieces), dim=1)], 1)
     assert cache.length == 12
