@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from gpt2_lightning.config import compose_config
-from gpt2_lightning.decoder import Decoder, DecoderConfig
+from gpt2_lightning.decoder import Decoder, DecoderConfig, causal_products
 from gpt2_lightning.loss import cross_entropy
 
 SMALL = {"n_layer": 3, "n_head": 4, "n_embd": 64, "block_size": 48, "vocab_size": 101}
@@ -122,6 +122,32 @@ def test_a_window_as_long_as_the_context_is_global() -> None:
     windowed.load_state_dict(decoder.state_dict())
     tokens = torch.randint(0, 101, (1, 48))
     assert torch.equal(decoder(tokens), windowed(tokens))
+
+
+@pytest.mark.parametrize("T", [2, 255, 256, 257, 600])
+def test_attention_by_plain_products_is_attention(T: int) -> None:
+    q, k, v = (torch.randn(2, 3, T, 16, requires_grad=True) for _ in range(3))
+    ours, torchs = causal_products(q, k, v), F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    assert torch.allclose(ours, torchs, atol=1e-5)
+    weight = torch.randn_like(ours)
+    for a, b in zip(*(torch.autograd.grad((y * weight).sum(), (q, k, v)) for y in (ours, torchs)), strict=True):
+        assert torch.allclose(a, b, atol=1e-4)
+
+
+def test_bf16_on_a_cpu_attends_by_plain_products_while_they_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    attention, seen = Decoder(DecoderConfig(**SMALL)).h[0].attn, []
+    monkeypatch.setattr("gpt2_lightning.decoder.causal_products", lambda *qkv: seen.append(1) or causal_products(*qkv))
+    x = torch.randn(2, 48, 64)
+    exact = attention(x, None, None)
+    assert not seen
+    with torch.autocast("cpu", torch.bfloat16):
+        near = attention(x, None, None)
+        assert seen == [1]
+        monkeypatch.setattr("gpt2_lightning.decoder.MOST_WEIGHTS", 2 * 4 * 48 * 48 - 1)
+        fused = attention(x, None, None)
+    assert seen == [1]
+    assert torch.allclose(exact, near.float(), atol=0.02)
+    assert torch.allclose(fused.float(), near.float(), atol=0.02)
 
 
 def test_initialisation_is_gpt2s() -> None:

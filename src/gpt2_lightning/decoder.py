@@ -27,32 +27,34 @@ MOST_WEIGHTS = 2**24  # of attention, in a layer
 
 
 class Cache:
-    """The keys and values of the tokens so far, ``[n_layer, B, n_head, columns, head]`` each: what a next token attends to.
+    """The keys and values of the tokens so far, ``[2, n_layer, B, n_head, columns, head]``: what a next token attends to.
 
     Row b's text begins at column ``starts[b]``; the columns before it are padding. ``length`` columns are filled.
     """
 
+    spare: Tensor | None = None  # where the next selection goes: fresh memory costs more than the copy
+
     def __init__(self, config: DecoderConfig, starts: Int[Tensor, "B"], columns: int, dtype: torch.dtype) -> None:
-        shape = (config.n_layer, len(starts), config.n_head, columns, config.n_embd // config.n_head)
-        self.keys, self.values = (torch.empty(shape, dtype=dtype, device=starts.device) for _ in range(2))
+        shape = (2, config.n_layer, len(starts), config.n_head, columns, config.n_embd // config.n_head)
+        self.held = torch.empty(shape, dtype=dtype, device=starts.device)
         self.starts, self.length = starts, 0
         self.padded = bool(starts.any())
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keep the keys and values of new tokens, ``[B, n_head, T, head]``, behind the others; returns all of the layer's."""
         end = self.length + k.shape[2]
-        keys, values = self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        keys, values = self.held[:, layer, :, :, :end]
         keys[:, :, self.length :], values[:, :, self.length :] = k, v
         return keys, values
 
     def select(self, rows: Int[Tensor, "B_new"]) -> None:
         """Go on with these rows alone, in this order; a row may come several times."""
-        held = slice(self.length)
-        for name in ("keys", "values"):
-            old = getattr(self, name)
-            new = old.new_empty(old.shape[0], len(rows), *old.shape[2:])
-            new[:, :, :, held] = old[:, :, :, held].index_select(1, rows)
-            setattr(self, name, new)
+        old, new = self.held, self.spare
+        if new is None or new.shape[2] != len(rows):
+            new = old.new_empty(*old.shape[:2], len(rows), *old.shape[3:])
+        for i, row in enumerate(rows.tolist()):
+            new[:, :, i, :, : self.length] = old[:, :, row, :, : self.length]
+        self.held, self.spare = new, old if old.shape == new.shape else None
         self.starts = self.starts[rows]
 
 

@@ -103,9 +103,9 @@ def test_selected_rows_go_on_as_themselves(kind: dict) -> None:
 
 def test_to_select_all_rows_in_order_copies_nothing() -> None:
     session = Session(small(), prompts_of((3, 6)), 5)
-    keys, tokens = session.cache.keys, session.tokens
+    held, tokens = session.cache.held, session.tokens
     session.select(torch.arange(2))
-    assert session.cache.keys is keys
+    assert session.cache.held is held
     assert session.tokens is tokens
 
 

@@ -24,6 +24,7 @@ __all__ = ["NUMBERS", "Numbers", "PackedDecoder", "pack"]
 Numbers = Literal["float32", "bfloat16", "int8"]
 NUMBERS: tuple[Numbers, ...] = get_args(Numbers)
 INT8, INT7 = 127, 63
+LEAST_ROWS = {torch.float32: 4, torch.bfloat16: 8}
 
 
 class PlainLinear(nn.Module):
@@ -38,14 +39,22 @@ class PlainLinear(nn.Module):
 
 
 class PrepackedLinear(PlainLinear):
-    """The same with the weight laid out once as oneDNN wants it; raises AttributeError or RuntimeError where it cannot."""
+    """The same with the weight laid out once as oneDNN wants it; raises AttributeError or RuntimeError where it cannot.
+
+    Fewer than ``least_rows`` rows are slower than as many: they are filled up with zeros.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__(torch.ops.mkldnn._reorder_linear_weight(weight), bias)
         self.product = torch.ops.mkldnn._linear_pointwise
+        self.least_rows = LEAST_ROWS[weight.dtype]
 
     def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
-        return self.product(x, self.weight, self.bias, "none", [], "")
+        rows = x.numel() // x.shape[-1]
+        if rows >= self.least_rows:
+            return self.product(x, self.weight, self.bias, "none", [], "")
+        more = F.pad(x.reshape(rows, -1), (0, 0, 0, self.least_rows - rows))
+        return self.product(more, self.weight, self.bias, "none", [], "")[:rows].view(*x.shape[:-1], -1)
 
 
 class Int8Linear(nn.Module):
