@@ -19,9 +19,11 @@ from contest import Seconds, clock, contest, print_ratios, ratios, write_report
 from writers import WRITERS
 
 from gpt2_lightning.decoder import Decoder, DecoderConfig
+from gpt2_lightning.generation.packed import pack
 
 CASES = {"batch_1": (1, 1), "batch_8": (8, 1), "beam_5": (1, 5)}  # prompts, beams
 MODELS = {"gpt2": DecoderConfig(), "tiny": DecoderConfig(n_layer=2, n_head=2, n_embd=64, block_size=256)}
+NUMBERS_OF = {"ours": "float32", "ours_bfloat16": "bfloat16", "ours_int8": "int8"}
 WEIGHT_BYTES = {"ours": 4, "ours_bfloat16": 2, "ours_int8": 1}
 
 
@@ -89,7 +91,22 @@ def compete(args: argparse.Namespace) -> None:
     bound = share_of_bound(args, found["batch_1"]["seconds"]) if "batch_1" in found else {}
     for name, share in bound.items():
         print(f"{name}: {share:.2f} of the tokens a second that reading its weights once each would allow")
-    write_report(args.json, vars(args), cases=found, bound=bound)
+    errors = {name: logits_error(args, numbers) for name, numbers in NUMBERS_OF.items() if name in args.contenders}
+    write_report(args.json, vars(args), cases=found, bound=bound, errors=errors)
+
+
+@torch.inference_mode()
+def logits_error(args: argparse.Namespace, numbers: str) -> dict[str, float]:
+    """How far the packed decoder's logits are from the plain one's, and how often its likeliest token is the same."""
+    torch.manual_seed(0)
+    decoder = Decoder(MODELS[args.model]).eval()
+    tokens = torch.randint(decoder.config.vocab_size, (4, 32))
+    exact, near = decoder(tokens), pack(decoder, numbers)(tokens)
+    same = (exact.argmax(-1) == near.argmax(-1)).float().mean()
+    found = {"largest": float((near - exact).abs().max()), "std": float((near - exact).std()), "same": float(same)}
+    print(f"{numbers}: logits differ by {found['largest']:.1e} at most, std {found['std']:.1e}, of logits with std "
+          f"{float(exact.std()):.2f}; the likeliest token is the same at {same:.3f} of {tokens.numel()} places")  # fmt: skip
+    return found
 
 
 def share_of_bound(args: argparse.Namespace, seconds: Seconds) -> dict[str, float]:

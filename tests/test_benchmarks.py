@@ -20,6 +20,22 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
             "textbook/ours",
         ),
         (["penalty.py", "--model", "nano", "--rounds", "1"], "penalty/step"),
+        (
+            [
+                "generate.py",
+                "--model",
+                "tiny",
+                "--rounds",
+                "1",
+                "--new",
+                "8",
+                "--contenders",
+                "ours",
+                "ours_int8",
+                "transformers",
+            ],
+            "transformers/ours",
+        ),
         (["stream.py", "--rounds", "1", "--megabytes", "8"], "text / tiktoken"),
     ],
 )

@@ -198,6 +198,13 @@ def test_a_text_depends_on_its_seed_and_prompt_alone(sampler: SamplerConfig, num
     assert not {*texts(PROMPTS, seed=2)} & {*first}
 
 
+@pytest.mark.parametrize("slide_by", [1, 9])
+def test_a_full_context_drops_as_many_tokens_as_asked(slide_by: int) -> None:
+    decoder = writer()
+    ((one,),) = write(decoder, ["To be"], max_new_tokens=40, slide_by=slide_by)
+    assert one.tokens == recomputed(decoder, list(b"To be"), 40, slide_by, end=256)[0]
+
+
 def test_n_texts_of_a_prompt_differ_and_stay_in_order() -> None:
     decoder, sampler = pack(writer()), SamplerConfig(k=None)
     groups = write(decoder, ["a", "b"], sampler, n=5, batch_size=3, max_new_tokens=12)
