@@ -1,7 +1,7 @@
-"""How long until the command line answers, and until a run of three steps is over?
+"""How long until the command line answers, until a run of three steps is over, and how much longer is it behind others?
 
 In: commands as a person types them, each a process of its own. Out: ratios of their seconds to those of a bare Python,
-of importing torch, and of importing Lightning.
+of importing torch, and of importing Lightning; and what three steps behind a checkpoint take beyond three fresh ones.
 """
 
 import argparse
@@ -12,8 +12,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from contest import contest, print_ratios, ratios, write_report
+from contest import contest, difference, print_ratios, ratios, write_report
 
+NANO = ["-m", "gpt2_lightning", "model=nano", "debug=fast_dev_run", "resume_allow=[trainer,schedule]"]
+POSITIONS = (10, 1000)  # steps before the three
 QUICKSTART = ["-m", "gpt2_lightning", "+experiment=quickstart", "debug=fast_dev_run"]
 COMMANDS = {  # what Python is given, and the exit status it has to end with
     "python": (["-c", "pass"], 0),
@@ -45,10 +47,21 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        seconds = contest({name: child(*command, folder) for name, command in COMMANDS.items()}, args.rounds)
+        commands = COMMANDS | {"fresh": (NANO, 0)} | {f"behind_{n}": (going_on(n, folder), 0) for n in POSITIONS}
+        seconds = contest({name: child(*command, folder) for name, command in commands.items()}, args.rounds)
     found = ratios(seconds, PAIRS)
     print_ratios(found)
-    write_report(args.json, vars(args), seconds=seconds, ratios=found)
+    later = {name: difference(seconds, name, "fresh") for name in commands if name.startswith("behind")}
+    for name, ms in later.items():
+        print(f"{name} - fresh: {ms['median_ms']:.0f} ms, quartiles {ms['quartile_1']:.0f} to {ms['quartile_3']:.0f}")
+    write_report(args.json, vars(args), seconds=seconds, ratios=found, later=later)
+
+
+def going_on(steps: int, folder: str) -> list[str]:
+    """Train so many steps, and return the command for three more in a run of its own."""
+    name = f"run.id=first_{steps}"
+    child([*NANO, f"trainer.max_steps={steps}", f"trainer.val_every={steps}", name], 0, folder)()
+    return [*NANO, f"trainer.max_steps={steps + 3}", f"resume=outputs/runs/run/first_{steps}"]
 
 
 def child(words: list[str], status: int, folder: str) -> Callable[[], float]:
