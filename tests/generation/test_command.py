@@ -345,8 +345,9 @@ def terminal(run: Path) -> Iterator["Terminal"]:
 
 
 CONTROLLED = """
-import fcntl, sys, termios
+import fcntl, signal, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C typed there is a signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
 from gpt2_lightning.__main__ import console
 console()
 """
