@@ -43,7 +43,7 @@ class Cache:
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keep the keys and values of new tokens, ``[B, n_head, T, head]``, behind the others; returns all of the layer's."""
         end = self.length + k.shape[2]
-        keys, values = self.held[:, layer, :, :, :end]
+        keys, values = self.held[0, layer, :, :, :end], self.held[1, layer, :, :, :end]
         keys[:, :, self.length :], values[:, :, self.length :] = k, v
         return keys, values
 

@@ -143,7 +143,7 @@ def test_there_is_one_cache_at_a_time_and_no_larger_than_needed(monkeypatch: pyt
             assert not any(ref() for ref in made)
             super().__init__(*words)
             made.append(weakref.ref(self))
-            columns.append(self.keys.shape[3])
+            columns.append(self.held.shape[4])
 
     monkeypatch.setattr(engine, "Cache", Watched)
     continue_tokens(small(), prompts_of((8,)), [8], GREEDY, [0])
