@@ -29,7 +29,8 @@ MOST_WEIGHTS = 2**24  # of attention, in a layer
 class Cache:
     """The keys and values of the tokens so far, ``[2, n_layer, B, n_head, columns, head]``: what a next token attends to.
 
-    Row b's text begins at column ``starts[b]``; the columns before it are padding. ``length`` columns are filled.
+    Row b's text begins at column ``starts[b]``; the columns before it are padding. ``length`` columns are filled. For inference:
+    no gradient goes through it.
     """
 
     spare: Tensor | None = None  # where the next selection goes: fresh memory costs more than the copy
@@ -44,7 +45,7 @@ class Cache:
         """Keep the keys and values of new tokens, ``[B, n_head, T, head]``, behind the others; returns all of the layer's."""
         end = self.length + k.shape[2]
         keys, values = self.held[0, layer, :, :, :end], self.held[1, layer, :, :, :end]
-        keys[:, :, self.length :], values[:, :, self.length :] = k, v
+        keys[:, :, self.length :], values[:, :, self.length :] = k.detach(), v.detach()
         return keys, values
 
     def select(self, rows: Int[Tensor, "B_new"]) -> None:
