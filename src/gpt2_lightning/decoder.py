@@ -29,8 +29,8 @@ MOST_WEIGHTS = 2**24  # of attention, in a layer
 class Cache:
     """The keys and values of the tokens so far, ``[2, n_layer, B, n_head, columns, head]``: what a next token attends to.
 
-    Row b's text begins at column ``starts[b]``; the columns before it are padding. ``length`` columns are filled. For inference:
-    no gradient goes through it.
+    Row b's text begins at column ``starts[b]``; the columns before it are padding. ``length`` columns are filled. No gradient
+    goes through it.
     """
 
     spare: Tensor | None = None  # where the next selection goes: fresh memory costs more than the copy
