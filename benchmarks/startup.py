@@ -14,7 +14,8 @@ from pathlib import Path
 
 from contest import contest, difference, print_ratios, ratios, write_report
 
-NANO = ["-m", "gpt2_lightning", "model=nano", "debug=fast_dev_run", "resume_allow=[trainer,schedule]"]
+MAIN = ["-m", "gpt2_lightning"]
+NANO = [*MAIN, "model=nano", "debug=fast_dev_run", "resume_allow=[trainer,schedule]"]
 POSITIONS = (10, 1000)  # steps before the three
 QUICKSTART = ["-m", "gpt2_lightning", "+experiment=quickstart", "debug=fast_dev_run"]
 COMMANDS = {  # what Python is given, and the exit status it has to end with
@@ -37,6 +38,7 @@ PAIRS = [
     ("config_error", "import_torch"),
     ("fast_dev_run", "import_torch"),
     ("fast_dev_run", "import_lightning"),
+    ("generate", "import_torch"),
 ]
 
 
@@ -48,6 +50,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         commands = COMMANDS | {"fresh": (NANO, 0)} | {f"behind_{n}": (going_on(n, folder), 0) for n in POSITIONS}
+        commands["generate"] = ([*MAIN, "generate", "run=run", "prompt=To be", "max_new_tokens=1"], 0)
         seconds = contest({name: child(*command, folder) for name, command in commands.items()}, args.rounds)
     found = ratios(seconds, PAIRS)
     print_ratios(found)
