@@ -16,6 +16,7 @@ COMMANDS = [shlex.split(line, comments=True) for block in BASH for line in block
 SHORT = ["debug=fast_dev_run", "data.batch_size=2"]
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_readme_run(command: Command, tmp_path: Path) -> None:
     (tmp_path / "my.txt").write_text("\n\n".join(f"This is paragraph {n}, and it says little." for n in range(40)))
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "To be"}\n')
