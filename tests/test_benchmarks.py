@@ -19,6 +19,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
             ["train_step.py", "--model", "nano", "--rounds", "1", "--steps", "2", "--apart", "--contenders", "textbook"],
             "textbook/ours",
         ),
+        (["saving.py", "--model", "nano", "--rounds", "1"], "save/write"),
         (["penalty.py", "--model", "nano", "--rounds", "1"], "penalty/step"),
         (
             [

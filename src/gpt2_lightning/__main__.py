@@ -136,7 +136,11 @@ def generate(words: list[str]) -> None:
 
     own, options, changes, stop = sort_words(words, GenerateConfig, SamplerConfig)
     config = GenerateConfig(**read_words(GenerateConfig, options), stop=stop)
-    preset = sampler_preset(own["sampler"]) if "sampler" in own else None
+    preset = None
+    if "sampler" in own:
+        from gpt2_lightning.config import option_settings
+
+        preset = option_settings("sampler", own["sampler"])
     settings = read_words(SamplerConfig, changes)
     SamplerConfig(**{**(preset or {}), **settings})
     check_generate(own)
@@ -156,7 +160,9 @@ def sort_words(
     from difflib import get_close_matches
 
     own: dict[str, str] = {}
-    options, changes, stop = dict(own), dict(own), []
+    options: dict[str, str] = {}
+    changes: dict[str, str] = {}
+    stop: list[str] = []
     names, of_sampler = ({f.name for f in fields(settings)} for settings in (config, sampler))
     for word in words:
         key, equals, value = word.partition("=")
@@ -174,13 +180,6 @@ def sort_words(
             remedy = f"Did you mean {near[0]}?" if near else f"The keys are {', '.join(known)}"
             raise ConfigError("argument of generate", key="argument", value=word, rule="is not known", remedy=remedy)
     return own, options, changes, stop
-
-
-def sampler_preset(name: str) -> dict[str, object]:
-    """The settings of a file of ``conf/sampler``; raises ConfigError."""
-    from gpt2_lightning.config import option_settings
-
-    return option_settings("sampler", name)
 
 
 def check_generate(own: dict[str, str]) -> None:

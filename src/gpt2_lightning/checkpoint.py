@@ -26,12 +26,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gpt2_lightning.decoder import Decoder, DecoderConfig
-from gpt2_lightning.errors import CheckpointError, OutputError
+from gpt2_lightning.errors import CheckpointError, OutputError, first_line
+from gpt2_lightning.folder import sync_folder
 
 __all__ = [
     "best_checkpoint", "checkpoints", "find_checkpoint", "find_run", "load_checkpoint", "load_decoder", "newest_verified",
-    "prune_checkpoints", "read_manifest", "save_checkpoint", "set_damaged_aside", "step_of", "tidy_checkpoints",
-    "verify_checkpoint",
+    "prune_checkpoints", "read_manifest", "remove_folder", "save_checkpoint", "set_damaged_aside", "step_of",
+    "tidy_checkpoints", "verify_checkpoint",
 ]  # fmt: skip
 
 MANIFEST, STATE, WEIGHTS = "manifest.json", "state.ckpt", "model.safetensors"
@@ -72,11 +73,7 @@ class Disk:
 
     def sync_folder(self, path: Path) -> None:
         """Wait until the names in a folder are on the disk."""
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(path)
 
     def rename(self, path: Path, target: Path) -> None:
         """Rename in one step."""
@@ -249,11 +246,6 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise damaged(path, "does not exist") from error
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
         raise damaged(path, f"is damaged or no checkpoint of ours: {first_line(error)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of a message."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def checkpoints(parent: Path) -> list[Path]:

@@ -20,14 +20,14 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
-from gpt2_lightning.errors import UNSET, ConfigError
+from gpt2_lightning.errors import UNSET, ConfigError, first_line
 from gpt2_lightning.settings.augment import AugmentConfig
 from gpt2_lightning.settings.data import TOKENIZERS, DataConfig
 from gpt2_lightning.settings.decoder import DecoderConfig
 from gpt2_lightning.settings.loss import LossConfig
 from gpt2_lightning.settings.optimizer import OPTIMIZERS, OptimizerConfig, ScheduleConfig
 from gpt2_lightning.settings.sampler import SamplerConfig
-from gpt2_lightning.settings.setting import Settings, setting
+from gpt2_lightning.settings.setting import Settings, flat, setting
 from gpt2_lightning.settings.trainer import CheckpointConfig, RunSettings, SamplesConfig, TrainerConfig
 
 __all__ = [
@@ -132,12 +132,7 @@ def compose_config(overrides: list[str]) -> RunConfig:
 def load_config(path: str, overrides: list[str]) -> RunConfig:
     """A run's own config.yaml, with changes to single keys; raises ConfigError."""
     try:
-        loaded = OmegaConf.load(path)
-        assert isinstance(loaded, DictConfig)
-        schema = OmegaConf.structured(RunConfig)
-        schema.optimizer = OPTIMIZERS[str(OmegaConf.select(loaded, "optimizer.name"))]()
-        changes = OmegaConf.from_dotlist([change.lstrip("+") for change in overrides])
-        return instantiate(OmegaConf.merge(schema, loaded, changes))  # type: ignore[arg-type]
+        return complete(OmegaConf.load(path), OmegaConf.from_dotlist([change.lstrip("+") for change in overrides]))
     except (OSError, YAMLError, KeyError, AssertionError) as error:
         raise ConfigError("configuration", key="config", value=path, rule=f"cannot be read: {error}") from error
     except OmegaConfBaseException as error:
@@ -146,7 +141,7 @@ def load_config(path: str, overrides: list[str]) -> RunConfig:
 
 def differences(then: RunConfig, now: RunConfig) -> dict[str, tuple[Any, Any]]:
     """The keys in which two runs differ and both values; where they lie and what they go on from by themselves do not count."""
-    a, b = (dict(flat(comparable(config))) for config in (then, now))
+    a, b = (flat(comparable(config)) for config in (then, now))
     return {key: (a.get(key, "none"), b.get(key, "none")) for key in sorted({*a, *b}) if a.get(key) != b.get(key)}
 
 
@@ -159,24 +154,20 @@ def comparable(config: RunConfig) -> dict[str, Any]:
     return tree
 
 
-def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The values by their dotted keys."""
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def from_plain(tree: dict[str, Any]) -> RunConfig:
     """The RunConfig of plain data, as a checkpoint holds it; keys it lacks have their defaults. Raises ConfigError."""
     try:
-        loaded = OmegaConf.create(tree)
-        schema = OmegaConf.structured(RunConfig)
-        schema.optimizer = OPTIMIZERS[str(OmegaConf.select(loaded, "optimizer.name"))]()
-        return instantiate(OmegaConf.merge(schema, loaded))  # type: ignore[arg-type]
+        return complete(OmegaConf.create(tree))
     except (KeyError, OmegaConfBaseException) as error:
         raise ConfigError("configuration", rule=first_line(error)) from error
+
+
+def complete(loaded: Any, *changes: DictConfig) -> RunConfig:
+    """The RunConfig of what was loaded, its gaps filled with defaults, then changed."""
+    assert isinstance(loaded, DictConfig)
+    schema = OmegaConf.structured(RunConfig)
+    schema.optimizer = OPTIMIZERS[str(OmegaConf.select(loaded, "optimizer.name"))]()
+    return instantiate(OmegaConf.merge(schema, loaded, *changes))  # type: ignore[arg-type]
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -275,12 +266,6 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of a library's message, without a closing full stop."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def place_of(error: Exception) -> str:

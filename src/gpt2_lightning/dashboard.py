@@ -126,6 +126,7 @@ class Dashboard(Callback):
         rows = config.data.batch_size * config.trainer.accumulate * config.trainer.devices
         self.tokens_per_step = rows * config.model.block_size
         self.profiler = profile_into(folder) if config.trainer.profile else None
+        self.rows = choose_rows([inputs for inputs, _ in data.validation], config.samples.measure, config.seed)
         self.run_log: RunLog | None = None
         self.progress: Progress | None = None
         self.validation: dict[str, float] = {}
@@ -240,11 +241,10 @@ class Dashboard(Callback):
 
     def generated(self, module: GPT2Module) -> dict[str, float]:
         """The measures of generated text, where they are asked for."""
-        samples, seed = self.config.samples, self.config.seed
-        if not samples.measure:
+        if not len(self.rows):
             return {}
-        rows = choose_rows([inputs for inputs, _ in self.data.validation], samples.measure, seed)
-        return measure_generation(module.decoder, rows, self.config.sampler, samples.max_new_tokens, seed)
+        length, seed = self.config.samples.max_new_tokens, self.config.seed
+        return measure_generation(module.decoder, self.rows, self.config.sampler, length, seed)
 
     def samples(self, module: GPT2Module) -> str:
         """The configured prompts and their continuations."""

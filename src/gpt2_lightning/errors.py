@@ -22,6 +22,12 @@ class PlatformError(Exception):
         super().__init__(" ".join((line + (f". {remedy}" if remedy else "")).split()))
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of a library's message, without a closing full stop; the error's kind where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
 def plain(value: Any) -> str:
     """The value as it was typed; in quotes where it is empty or has blanks."""
     return repr(value) if isinstance(value, str) and (not value or " " in value or not value.isprintable()) else str(value)

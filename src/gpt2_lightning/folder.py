@@ -2,7 +2,8 @@
 
 ``run.id=auto`` is the newest unfinished run of that name with equal settings and no living holder, else a new one named by
 date and time. A new folder appears whole, with config.yaml and lock, in one step; a run is finished once result.json is there.
-One number: 20 ms to read a config.yaml; only unfinished runs' are read. Imports no torch: what is refused is refused at once.
+One number: 1 config.yaml is read for each unfinished run of the name, none for the others. Imports no torch: what is
+refused is refused at once.
 """
 
 import json
@@ -20,7 +21,8 @@ from gpt2_lightning.config import RunConfig, differences, load_config, to_yaml
 from gpt2_lightning.errors import CheckpointError, ConfigError, OutputError
 from gpt2_lightning.lock import DEAD_SECONDS, Lock, held, job_id, living_holder
 
-__all__ = ["RUN_FOLDER", "RunFolder", "find_folder", "finished", "is_other_rank", "not_allowed", "refuse", "write_whole"]
+__all__ = ["RUN_FOLDER", "RunFolder", "find_folder", "finished", "is_other_rank", "not_allowed", "refuse", "sync_folder",
+           "write_whole"]  # fmt: skip
 
 RUN_FOLDER = "GPT2_LIGHTNING_RUN"  # tells the other ranks the folder that rank 0 opened
 
@@ -203,8 +205,9 @@ def make_folder(parent: Path, config: RunConfig) -> tuple[Path, Lock] | None:
                 raise
             continue
         lock.folder = parent / name / ".lock"
-        for folder in (parent / name, parent, parent.parent):
-            sync_folder(folder)
+        with suppress(OSError):
+            for folder in (parent / name, parent, parent.parent):
+                sync_folder(folder)
         return parent / name, lock
     lock.release()
     shutil.rmtree(hidden)
@@ -242,14 +245,14 @@ def write_whole(path: Path, text: str) -> None:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         raise OutputError("file", key="file", value=str(path), rule=f"cannot be written: {error.strerror}") from error
-    sync_folder(path.parent)
+    with suppress(OSError):
+        sync_folder(path.parent)
 
 
 def sync_folder(path: Path) -> None:
-    """Wait until the names in a folder are on the disk, where it can be waited for."""
-    with suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    """Wait until the names in a folder are on the disk; raises OSError where that cannot be waited for."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -25,7 +25,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 import gpt2_lightning
-from gpt2_lightning.checkpoint import checkpoints, load_checkpoint, prune_checkpoints, save_checkpoint
+from gpt2_lightning.checkpoint import checkpoints, load_checkpoint, prune_checkpoints, remove_folder, save_checkpoint
 from gpt2_lightning.config import RunConfig
 from gpt2_lightning.dashboard import Dashboard
 from gpt2_lightning.errors import NumbersError
@@ -63,8 +63,8 @@ class Folders(CheckpointIO):
         return state | {"loops": loops, "state_dict": {f"decoder.{name}": w for name, w in weights.items()}}
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Nobody asks for it."""
-        raise NotImplementedError
+        """Delete one checkpoint."""
+        remove_folder(Path(path))
 
 
 class Keeper(Callback):

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from gpt2_lightning.errors import OutputError
 
-__all__ = ["Lock", "job_id", "living_holder"]
+__all__ = ["Lock", "job_id", "living_holder", "process_state"]
 
 TOUCH_SECONDS = 15
 DEAD_SECONDS = 120

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from gpt2_lightning.data.corpus import Piece, Reading
 from gpt2_lightning.data.tokens import Tokenizer, load_tokenizer
 from gpt2_lightning.errors import DataError, OutputError, PlatformError
+from gpt2_lightning.lock import process_state
 
 __all__ = ["Store", "discard", "open_store"]
 
@@ -184,19 +185,8 @@ def clear(place: Path) -> None:
     """Remove what processes of this machine that are no more have left of this store."""
     for left in place.parent.glob(f".{place.name}.{socket.gethostname()}.*"):
         pid = left.name.removesuffix(".gone").rpartition(".")[2]
-        if left.is_dir() and not (pid.isdecimal() and is_alive(int(pid))):
+        if left.is_dir() and not (pid.isdecimal() and process_state(int(pid))):
             shutil.rmtree(left, ignore_errors=True)
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process of this machine runs."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def remove_empty(folders: Iterable[Path]) -> None:

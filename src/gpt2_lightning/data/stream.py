@@ -34,6 +34,7 @@ from gpt2_lightning.loss import IGNORED
 from gpt2_lightning.metrics import bits_per_byte, unigram_nats
 from gpt2_lightning.settings.augment import AugmentConfig
 from gpt2_lightning.settings.data import DataConfig
+from gpt2_lightning.settings.setting import flat
 
 __all__ = ["Batch", "DataConfig", "StreamDataModule"]
 
@@ -213,7 +214,7 @@ class StreamDataModule(LightningDataModule):
         config |= {f"data.{key}": getattr(self.config, key) for key in ("tokenizer", "weigh", "shuffle_documents", "records")}
         for name, corpus in self.config.corpora.items():
             own = {key: getattr(corpus, key) for key in ("weight", "epochs", "documents")}
-            augment = flat("augment", asdict(own_augmentation(corpus, self.augment)))
+            augment = flat(asdict(own_augmentation(corpus, self.augment)), "augment.")
             config |= {f"data.corpora.{name}.{key}": value for key, value in (own | augment).items()}
         return config
 
@@ -234,14 +235,6 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         for i in self.starts:
             yield to_batch(self.inputs[i : i + self.size], self.targets[i : i + self.size])
-
-
-def flat(prefix: str, tree: dict[str, Any]) -> dict[str, Any]:
-    """The leaves of nested settings by their dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found |= flat(f"{prefix}.{key}", value) if isinstance(value, dict) else {f"{prefix}.{key}": value}
-    return found
 
 
 def differs(key: str, then: Any, now: Any) -> CheckpointError:

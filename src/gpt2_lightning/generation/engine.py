@@ -104,7 +104,9 @@ def continue_tokens(
         live = [row for row, yes in zip(live, goes_on, strict=True) if yes]
         if not live:
             break
-        places = torch.tensor(goes_on, device=tokens.device).nonzero()[:, 0]
-        session.select(places)
-        session.append(tokens[places])
+        if not all(goes_on):
+            places = torch.tensor(goes_on, device=tokens.device).nonzero()[:, 0]
+            session.select(places)
+            tokens = tokens[places]
+        session.append(tokens)
     return texts

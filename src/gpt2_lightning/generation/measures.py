@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gpt2_lightning.data.chance import keyed_permutation
 from gpt2_lightning.decoder import Decoder
+from gpt2_lightning.errors import DataError
 from gpt2_lightning.generation.beam import beam_search
 from gpt2_lightning.generation.engine import continue_tokens
 from gpt2_lightning.generation.packed import pack
@@ -26,8 +27,14 @@ PROMPT = 32
 
 
 def choose_rows(parts: list[np.ndarray], n: int, seed: int) -> Int[Tensor, "N T"]:
-    """``n`` rows of whole text, or all where there are fewer, drawn from those of all corpora; always the same for a seed."""
-    rows = np.concatenate([part[(part >= 0).all(1)] for part in parts])
+    """``n`` rows of whole text, or all where there are fewer, drawn from those of all corpora; always the same for a seed.
+
+    Raises DataError where rows are asked for and none is whole.
+    """
+    rows = np.concatenate([part[(part >= 0).all(1)] for part in parts]) if n else parts[0][:0]
+    if n and not len(rows):
+        rule = "no validation row is text from end to end"
+        raise DataError("text to continue", key="samples.measure", value=n, rule=rule, remedy="Set samples.measure=0")
     return torch.from_numpy(rows[keyed_permutation(len(rows), seed)[:n]].astype(np.int64))
 
 

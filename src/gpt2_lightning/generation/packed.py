@@ -1,14 +1,13 @@
 """A decoder made ready for generation: the same weights in, laid out or rounded for products with few rows, logits out.
 
-One number: 21 against 450, the time of all products of 8 tokens at 124M on two cores with and without the packing: a
-product with few rows reads every weight for little work, and the layout decides how fast it can.
+One number: 4, the rows below which a packed float32 product is no faster: with few rows it only reads the weights, and
+their layout decides how fast it can.
 Choices not taken: torch.compile with freezing, which packs too, after a minute of compiling; and rounding the rows of
 a batch by one common scale, which makes each row's text depend on its neighbours.
 The packing operators are torch's own, but private: where one is missing or refuses, the plain product takes its place.
 """
 
 import warnings
-from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -16,13 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gpt2_lightning.decoder import Decoder, Undrawn
-from gpt2_lightning.errors import ConfigError, MachineError
+from gpt2_lightning.errors import ConfigError, MachineError, first_line
 from gpt2_lightning.processor import processor_flags
+from gpt2_lightning.settings.generate import NUMBERS
 
-__all__ = ["NUMBERS", "Numbers", "PackedDecoder", "pack"]
+__all__ = ["PackedDecoder", "pack"]
 
-Numbers = Literal["float32", "bfloat16", "int8"]
-NUMBERS: tuple[Numbers, ...] = get_args(Numbers)
 INT8, INT7 = 127, 63
 LEAST_ROWS = {torch.float32: 4, torch.bfloat16: 8}
 
@@ -126,6 +124,6 @@ def pack_linear(weight: Tensor, bias: Tensor | None, numbers: str) -> nn.Module:
             return PrepackedLinear(weight, bias)
     except (AttributeError, RuntimeError) as error:
         if numbers == "int8":
-            rule = f"is not supported here: {str(error).splitlines()[0]}"
+            rule = f"is not supported here: {first_line(error)}"
             raise MachineError("numbers", key="numbers", value=numbers, rule=rule, remedy="Set numbers=bfloat16") from error
     return PlainLinear(weight, bias)

@@ -61,6 +61,14 @@ def read_word(f: "Field[Any]", word: str, key: str) -> Any:
         raise ConfigError(f.metadata.get("what", f.name), key=key, value=word, rule=rule) from error
 
 
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested settings by their dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return found
+
+
 def check_value(f: "Field[Any]", value: Any, key: str) -> None:
     """Hold one field's range, element by element for lists; ``None`` is the business of the field's type."""
     for one in value if isinstance(value, Sequence) and not isinstance(value, str) else [value]:

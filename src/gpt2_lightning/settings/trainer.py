@@ -55,6 +55,11 @@ class SamplesConfig(Settings):
     at_validation: bool = setting(False, "write samples at each validation too")
     measure: int = setting(0, "validation rows whose beginnings are continued and measured at each validation", at_least=0)
 
+    def check_rules(self) -> None:
+        """What has no tokens cannot be measured."""
+        if self.measure and not self.max_new_tokens:
+            raise self.refuse("measure", "needs samples.max_new_tokens of at least 1", "Set samples.measure=0")
+
 
 @dataclass(kw_only=True, slots=True)
 class RunSettings(Settings):
