@@ -15,7 +15,13 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def command(tmp_path: Path) -> Command:
+def command(process: Command) -> Command:
+    """The command as ``process`` runs it; where a file has many of them, it may fork instead."""
+    return process
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Command:
     """Run ``python -m gpt2_lightning`` with the given words in an empty folder."""
 
     def run(*words: str, cwd: Path = tmp_path, **env: str) -> subprocess.CompletedProcess[str]:

@@ -76,15 +76,14 @@ def play(words: Sequence[str], broken: Break | None) -> None:
     os._exit(status)
 
 
-def start(words: Sequence[str], cwd: Path, broken: Break | None = None, log: str = "log", **env: str) -> int:
-    """The process number of the command, started in a folder; its words go to a file there."""
+def start(words: Sequence[str], cwd: Path, broken: Break | None = None, log: str = "log", errors: str = "", **env: str) -> int:
+    """The process number of the command, started in a folder; its words go to a file there, its errors to another if named."""
     pid = os.fork()
     if pid:
         return pid
     os.setpgid(0, 0)
-    out = os.open(cwd / log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    for descriptor in (1, 2):
-        os.dup2(out, descriptor)
+    for descriptor, name in ((1, log), (2, errors or log)):
+        os.dup2(os.open(cwd / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), descriptor)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
     os.chdir(cwd)
     for name in (

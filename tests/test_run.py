@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gpt2_lightning.config import load_config
+from tests import lab
 from tests.conftest import Command
 
 NANO = ("model=nano", "trainer=cpu", "data.batch_size=4", "data.val_batches=4", "samples.max_new_tokens=20")
@@ -33,6 +34,18 @@ def lines(run: Path) -> list[dict[str, float]]:
 
 def without_times(run: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in line.items() if not k.startswith(TIMES)} for line in lines(run)]
+
+
+@pytest.fixture
+def command(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Command:
+    """The command in a fork of this process."""
+
+    def run(*words: str, cwd: Path = tmp_path, **env: str) -> subprocess.CompletedProcess[str]:
+        said = tmp_path_factory.mktemp("said")
+        status = lab.finish(lab.start(words, cwd, log=str(said / "out"), errors=str(said / "err"), **env), 300)
+        return subprocess.CompletedProcess(words, status, (said / "out").read_text(), (said / "err").read_text())
+
+    return run
 
 
 def train(command: Command, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -234,7 +247,7 @@ def test_patience_stops_a_run_that_gets_no_better(command: Command, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_compiled_training_gives_the_same_losses(command: Command, tmp_path: Path) -> None:
+def test_compiled_training_gives_the_same_losses(process: Command, tmp_path: Path) -> None:
     for run_id, flag in (("plain", "false"), ("compiled", "true")):
         train(
             command,
@@ -271,8 +284,8 @@ def test_it_goes_on_from_a_config_yaml_with_changes(command: Command, tmp_path: 
     assert json.loads((tmp_path / "outputs/runs/run/second/result.json").read_text())["steps"] == 3
 
 
-def test_the_profile_preset_writes_a_trace(command: Command, tmp_path: Path) -> None:
-    train(command, "debug=profile")
+def test_the_profile_preset_writes_a_trace(process: Command, tmp_path: Path) -> None:
+    train(process, "debug=profile")
     assert list((folder(tmp_path) / "tensorboard").glob("*.pt.trace.json"))
 
 

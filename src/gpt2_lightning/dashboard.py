@@ -90,8 +90,9 @@ class RunLog:
 class Progress:
     """One line: step, loss, speed, time left. Rewritten in place on a terminal, a plain line each elsewhere."""
 
-    def __init__(self, max_steps: int, stream: TextIO = sys.stderr) -> None:
-        self.max_steps, self.stream, self.in_place = max_steps, stream, stream.isatty()
+    def __init__(self, max_steps: int, stream: TextIO | None = None) -> None:
+        self.max_steps, self.stream = max_steps, stream or sys.stderr
+        self.in_place = self.stream.isatty()
 
     def show(self, step: int, metrics: dict[str, float], seconds_left: float) -> None:
         """The line of one step."""
