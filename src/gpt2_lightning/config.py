@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
@@ -28,11 +29,12 @@ from gpt2_lightning.settings.loss import LossConfig
 from gpt2_lightning.settings.optimizer import OPTIMIZERS, OptimizerConfig, ScheduleConfig
 from gpt2_lightning.settings.sampler import SamplerConfig
 from gpt2_lightning.settings.setting import Settings, flat, setting
+from gpt2_lightning.settings.sweep import SweepConfig
 from gpt2_lightning.settings.trainer import CheckpointConfig, RunSettings, SamplesConfig, TrainerConfig
 
 __all__ = [
-    "RunConfig", "compose_config", "config_folder", "differences", "from_plain", "group_options", "load_config",
-    "option_settings", "to_yaml",
+    "RunConfig", "compose_config", "compose_study", "config_folder", "differences", "from_plain", "group_options",
+    "load_config", "option_settings", "read_overrides", "to_yaml",
 ]  # fmt: skip
 
 CHANGEABLE = (  # read anew at every step or start; all else is in the weights, the optimizer's state or the order of the data
@@ -77,6 +79,13 @@ class RunConfig(Settings):
                 raise self.refuse("resume_allow", rule, f"These may: {', '.join(CHANGEABLE)}")
 
 
+@dataclass(kw_only=True, slots=True)
+class Composed(RunConfig):
+    """What Hydra composes: a run, and the study that it may be a trial of."""
+
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+
+
 def config_folder() -> Path:
     """The folder ``conf/``: inside the installed package, or at the top of the repository."""
     here = Path(__file__).resolve().parent
@@ -112,7 +121,7 @@ def option_settings(group: str, name: str) -> dict[str, Any]:
 def register_schema() -> None:
     """Tell Hydra the types; optimizers are a group of types."""
     store = ConfigStore.instance()
-    store.store(name="schema", node=RunConfig)
+    store.store(name="schema", node=Composed)
     for name, settings in OPTIMIZERS.items():
         store.store(group="optimizer", name=f"{name}_settings", node=settings)
 
@@ -127,6 +136,49 @@ def compose_config(overrides: list[str]) -> RunConfig:
         raise
     except (HydraException, OmegaConfBaseException, YAMLError, OSError) as error:
         raise explain(overrides, error) from error
+
+
+def compose_study(overrides: list[str]) -> tuple[RunConfig, SweepConfig, dict[str, str]]:
+    """The run that trials depart from, the study, and which option of each group the run has; raises ConfigError.
+
+    What is written for other sweepers under ``hydra.sweeper`` is taken as if it stood under ``sweep``.
+    """
+    overrides = in_order(overrides)
+    try:
+        composed = hydra_compose(overrides, with_hydra=True)
+        with open_dict(composed):
+            hydra = composed.pop("hydra")
+        for key, name in {"params": "params", "n_trials": "n_trials", "direction": "direction", "n_jobs": "slots"}.items():
+            if hydra.sweeper.get(key) is not None:
+                composed.sweep[name] = hydra.sweeper[key]
+        config = instantiate(name_run(composed, overrides))
+        names = [text.split("=", 1)[1] for text in overrides if text.startswith("+sweeps=")]
+        if composed.sweep.name == "auto":
+            composed.sweep.name = names[-1] if names else config.run.name
+        return config, build(composed.sweep), dict(hydra.runtime.choices)
+    except ConfigError:
+        raise
+    except (HydraException, OmegaConfBaseException, YAMLError, OSError) as error:
+        raise explain(overrides, error) from error
+
+
+def read_overrides(words: list[str]) -> tuple[list[str], dict[str, str]]:
+    """The words that fix a value, and the text by key of those that offer several; raises ConfigError."""
+    plain, offered = [], {}
+    for word in words:
+        key, _, text = word.lstrip("+").partition("=")
+        if key in LAYERS or key == "sweep.storage" or key.startswith("sweep.params"):
+            plain.append(word)
+            continue
+        try:
+            override = OverridesParser.create().parse_override(word)
+        except HydraException as error:
+            raise explain([word], error) from error
+        if override.is_sweep_override():
+            offered[key] = text
+        else:
+            plain.append(word)
+    return plain, offered
 
 
 def load_config(path: str, overrides: list[str]) -> RunConfig:
@@ -182,13 +234,13 @@ def in_order(overrides: list[str]) -> list[str]:
     return [text for text in plain if text.split("=")[0] not in LAYERS] + layers
 
 
-def hydra_compose(overrides: list[str]) -> DictConfig:
+def hydra_compose(overrides: list[str], with_hydra: bool = False) -> DictConfig:
     """Compose with Hydra, adding the current folder's ``conf/`` to the places it looks in."""
     register_schema()
     GlobalHydra.instance().clear()
     places = ",".join(f'"file://{folder}"' for folder in search_folders()[1:] if folder.is_dir())
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        return compose("config", [*overrides, f"hydra.searchpath=[{places}]"])
+        return compose("config", [*overrides, f"hydra.searchpath=[{places}]"], return_hydra_config=with_hydra)
 
 
 def name_run(composed: DictConfig, overrides: list[str]) -> DictConfig:
@@ -203,9 +255,7 @@ def instantiate(composed: DictConfig) -> RunConfig:
     """Build the dataclasses, which checks their ranges and the rules between them; raises ConfigError."""
     for key in unknown_keys(composed):
         raise no_such_key(key, OmegaConf.select(composed, key), list(leaf_keys(composed)))
-    config = build(composed)
-    assert isinstance(config, RunConfig)
-    return config
+    return RunConfig(**{f.name: build(composed[f.name]) for f in fields(RunConfig)})
 
 
 def build(node: Any) -> Any:
