@@ -9,19 +9,26 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gpt2_lightning.errors import ConfigError, OutputError, PlatformError
 
+if TYPE_CHECKING:
+    from gpt2_lightning.config import RunConfig
+
 HELP = """usage: python -m gpt2_lightning [command] [key=value ...]
 
-  [train] +experiment=NAME [key=value ...]   train; config=FILE starts from a run's config.yaml instead
+  [train] +experiment=NAME [key=value ...]   train; or from a file: config=RUN/config.yaml, best=STUDY
+  [train] +experiment=NAME +sweeps=NAME      search for the best settings; again: go on; elsewhere: join
+                                             sweep.n_trials sweep.slots sweep.storage ... 'optimizer.lr=interval(1e-4, 1e-2)'
   data +experiment=NAME [key=value ...]      look at the stream: n (steps), skip, workers, ranks; ends with their digest
   generate run=NAME|PATH prompt="..."        continue a text; prompts=FILE.jsonl [out=FILE.jsonl] many; neither: type them
                                              sampler=NAME sampler.KEY=... max_new_tokens n seed stop context numbers
-  list [experiment|model|optimizer|...]      what there is to choose from
+  list [experiment|sweeps|model|optimizer|...]      what there is to choose from
 
   group=OPTION      another file of a group:   optimizer=muon  model=gpt2  schedule=wsd  data=local  debug=overfit
   key=value         another value of a key:    optimizer.lr=3e-4  loss.beta=1e-3  trainer.max_steps=2000
+  --multirun        try every combination of key=a,b ...: a study of its own, each a run
   --cfg job         show the composed configuration and stop
   traceback=true    show where an error came from
 
@@ -61,6 +68,8 @@ def command(words: list[str]) -> None:
         hydra_flags(words)
     elif words[0] in COMMANDS:
         COMMANDS[words[0]](words[1:])
+    elif any(word.lstrip("+").startswith(("sweeps=", "sweep.")) for word in words):
+        sweep(words)
     elif "=" in words[0]:
         train(words)
     else:
@@ -70,16 +79,12 @@ def command(words: list[str]) -> None:
 
 def train(overrides: list[str]) -> None:
     """Check the configuration, then load torch and train."""
-    from gpt2_lightning.config import compose_config, load_config
     from gpt2_lightning.folder import find_folder, finished, is_other_rank
     from gpt2_lightning.signals import Signals
 
-    for word in overrides:
-        if "=" not in word and not word.startswith("~"):
-            raise ConfigError("argument", key="argument", value=word, rule="is no key=value", remedy="See --help")
-    files = [word.removeprefix("config=") for word in overrides if word.startswith("config=")]
-    rest = [word for word in overrides if not word.startswith("config=")]
-    config = load_config(files[-1], rest) if files else compose_config(rest)
+    if any(word.lstrip("+").startswith(("sweeps=", "sweep.")) for word in overrides):
+        return sweep(overrides)
+    config = read_run(overrides)
     check_output(config.run.folder)
     signals = Signals()
     signals.armed = is_other_rank()
@@ -93,6 +98,59 @@ def train(overrides: list[str]) -> None:
     from gpt2_lightning import run
 
     run.train(config, signals)
+
+
+def read_run(overrides: list[str]) -> "RunConfig":
+    """The run that the words, a run's own file or a study's best ask for; raises ConfigError."""
+    from gpt2_lightning.config import compose_config, load_config, read_overrides
+
+    for word in overrides:
+        if "=" not in word and not word.startswith("~"):
+            raise ConfigError("argument", key="argument", value=word, rule="is no key=value", remedy="See --help")
+    given = {key: value for key, _, value in (w.partition("=") for w in overrides) if key in ("config", "best")}
+    rest = [word for word in overrides if word.partition("=")[0] not in given]
+    if "best" in given:
+        from gpt2_lightning.sweep.command import best_file
+
+        outputs = [word.partition("=")[2] for word in rest if word.startswith("run.folder=")]
+        return load_config(str(best_file(given["best"], *outputs[-1:])), rest)
+    if given:
+        return load_config(given["config"], rest)
+    _, offered = read_overrides(rest)
+    if offered:
+        key, text = next(iter(offered.items()))
+        remedy = "Add +sweeps=NAME or sweep.n_trials=... to search, or --multirun to try them all"
+        raise ConfigError("several values", key=key, value=text, rule="is more than a run can have", remedy=remedy)
+    return compose_config(rest)
+
+
+def sweep(words: list[str]) -> None:
+    """Begin a study, go on with it, or join it."""
+    for word in words:
+        if "=" not in word and not word.startswith("~"):
+            raise ConfigError("argument", key="argument", value=word, rule="is no key=value", remedy="See --help")
+    from gpt2_lightning.sweep.command import study
+
+    study(words)
+
+
+def trial(words: list[str]) -> None:
+    """A study's own command: one trial, which ends with its agent."""
+    from gpt2_lightning.config import load_config
+    from gpt2_lightning.folder import is_other_rank
+    from gpt2_lightning.signals import Signals, end_with_parent
+
+    given = dict(word.split("=", 1) for word in words)
+    if "GPT2_LIGHTNING_AGENT" in os.environ and not is_other_rank():
+        end_with_parent(int(os.environ["GPT2_LIGHTNING_AGENT"]))
+    signals = Signals()
+    signals.armed = is_other_rank()
+    signals.install()
+    config = load_config(given["config"], [])
+    from gpt2_lightning import trial as room
+
+    score, trained = (Path(given[name]) if name in given else None for name in ("score", "trained"))
+    room.trial(config, score, trained, signals)
 
 
 def look_at_data(words: list[str]) -> None:
@@ -223,7 +281,7 @@ def list_options(words: list[str]) -> None:
 
 
 def hydra_flags(words: list[str]) -> None:
-    """Hand flags such as --cfg and --info to Hydra itself."""
+    """Hand flags such as --cfg, --info and --multirun to Hydra itself."""
     from gpt2_lightning.config import show_with_hydra
 
     show_with_hydra([word for word in words if word != "train"])
@@ -231,6 +289,8 @@ def hydra_flags(words: list[str]) -> None:
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
+    "sweep": sweep,
+    "trial": trial,
     "data": look_at_data,
     "generate": generate,
     "list": list_options,

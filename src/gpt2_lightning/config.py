@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -33,7 +33,7 @@ from gpt2_lightning.settings.sweep import SweepConfig
 from gpt2_lightning.settings.trainer import CheckpointConfig, RunSettings, SamplesConfig, TrainerConfig
 
 __all__ = [
-    "RunConfig", "compose_config", "compose_study", "config_folder", "differences", "from_plain", "group_options",
+    "RunConfig", "comparable", "compose_config", "compose_study", "config_folder", "differences", "from_plain", "group_options",
     "load_config", "option_settings", "read_overrides", "to_yaml",
 ]  # fmt: skip
 
@@ -356,12 +356,12 @@ def no_such_key(key: str, value: Any, keys: list[str], place: str = "") -> Confi
 
 
 def show_with_hydra(words: list[str]) -> None:
-    """Let Hydra answer its own flags (--cfg, --info): the composed configuration is shown, nothing is run."""
+    """Let Hydra answer its own flags: --cfg and --info show and run nothing, --multirun goes to our sweeper."""
     import hydra
 
     register_schema()
     flags = [word for word in words if word.startswith("-")]
-    if not flags or flags[0] not in ("--cfg", "-c", "--info", "-i", "--resolve", "--package", "-p"):
+    if not flags or flags[0] not in ("--cfg", "-c", "--info", "-i", "--resolve", "--package", "-p", "--multirun", "-m"):
         raise ConfigError("flag", key="flag", value=flags[0], rule="is not known", remedy="See --help")
     sys.argv = [sys.argv[0], *in_order(words)]
     hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")(lambda _: None)()

@@ -21,8 +21,8 @@ from gpt2_lightning.config import RunConfig, differences, load_config, to_yaml
 from gpt2_lightning.errors import CheckpointError, ConfigError, OutputError
 from gpt2_lightning.lock import DEAD_SECONDS, Lock, held, job_id, living_holder
 
-__all__ = ["RUN_FOLDER", "RunFolder", "find_folder", "finished", "is_other_rank", "not_allowed", "refuse", "sync_folder",
-           "write_whole"]  # fmt: skip
+__all__ = ["RUN_FOLDER", "RunFolder", "find_folder", "finished", "is_other_rank", "not_allowed", "refuse", "runs_folder",
+           "sync_folder", "write_whole"]  # fmt: skip
 
 RUN_FOLDER = "GPT2_LIGHTNING_RUN"  # tells the other ranks the folder that rank 0 opened
 
@@ -30,8 +30,9 @@ Differences = dict[str, tuple[Any, Any]]
 
 
 def runs_folder(config: RunConfig) -> Path:
-    """Where the runs of this name are."""
-    return Path(config.run.folder).absolute() / "runs" / config.run.name
+    """Where the runs of this name are, or the trials of this study."""
+    folder = Path(config.run.folder).absolute()
+    return folder / "sweeps" / config.run.study if config.run.study else folder / "runs" / config.run.name
 
 
 def is_other_rank() -> bool:

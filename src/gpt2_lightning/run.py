@@ -49,6 +49,8 @@ def train(config: RunConfig, signals: Signals | None = None) -> None:
         other_rank(config, signals)
         return
     check_machine(config)
+    if config.trainer.threads is not None:
+        torch.set_num_threads(config.trainer.threads)
     seed_everything(config.seed, verbose=False)
     data = open_data(config)
     foreign = foreign_start(config)
@@ -86,6 +88,8 @@ def other_rank(config: RunConfig, signals: Signals) -> None:
     folder = Path(os.environ[RUN_FOLDER])
     start = Path(os.environ[RUN_START]) if os.environ[RUN_START] else None
     try:
+        if config.trainer.threads is not None:
+            torch.set_num_threads(config.trainer.threads)
         seed_everything(config.seed, verbose=False)
         data = open_data(config)
         module, _, _, trainer = build(None, folder, start, config, data, signals)

@@ -4,10 +4,12 @@ One number: 20 trainings, the baseline among them. The space is text in Hydra's 
 sweepers have it in their files.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from gpt2_lightning.settings.setting import Settings, setting
+from gpt2_lightning.settings.trainer import NAME
 
 SAMPLERS = ("tpe", "gp", "cmaes", "qmc", "random", "grid", "nsga2")
 PRUNERS = ("halving", "hyperband", "median", "threshold", "none")
@@ -34,6 +36,7 @@ class SweepConfig(Settings):
     baseline: bool = setting(True, "train the experiment as it is first, as trial 0")
     enqueue: list[Any] = field(default_factory=list)
     warm_start: str = setting("", "study whose trials the proposals start from (empty: none)")
+    report_by: str = setting("step", "what reports to the pruner are counted in", choices=("step", "tokens"))
     joint: bool = setting(False, "propose decode-time settings together with the others")
     decode_objective: str = setting("generation/perplexity_gap", "what decode-time settings are judged by")
     decode_direction: str = setting("minimize", "which way is better for decode-time settings", choices=DIRECTIONS)
@@ -61,9 +64,12 @@ class SweepConfig(Settings):
         return given * len(self.objectives) if len(given) == 1 else given
 
     def check_rules(self) -> None:
-        """Lists that belong together, and names from a closed list inside of free forms."""
+        """Lists that belong together, names from a closed list inside of free forms, and a name that becomes a folder."""
+        if not re.fullmatch(NAME, self.name):
+            rule = "must be 1 to 128 letters, digits, '_', '-', '.', '=' or '+', and not begin with '.', '-' or '+'"
+            raise self.refuse("name", rule, "Set sweep.name=my_study")
         if not self.objectives or not all(isinstance(name, str) and name for name in self.objectives):
-            raise self.refuse("objective", "must be a metric's name, or a list of them", "Set sweep.objective=val/cross_entropy")
+            raise self.refuse("objective", "must be a metric's name, or several", "Set sweep.objective=val/cross_entropy")
         if len(set(self.objectives)) < len(self.objectives):
             raise self.refuse("objective", "names a metric twice")
         if len(self.directions) != len(self.objectives) or not set(self.directions) <= set(DIRECTIONS):

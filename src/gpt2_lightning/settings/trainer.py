@@ -7,6 +7,7 @@ from typing import ClassVar
 from gpt2_lightning.settings.setting import Settings, setting
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed")
+NAME = r"[A-Za-z0-9_][A-Za-z0-9_.=+-]{0,127}"
 POLICIES = ("stop", "skip", "rewind")
 
 
@@ -19,6 +20,7 @@ class TrainerConfig(Settings):
     max_steps: int = setting(1000, "optimizer steps of the run", at_least=1)
     val_every: int = setting(250, "optimizer steps between validations", at_least=1)
     log_every: int = setting(50, "optimizer steps between logged lines", at_least=1)
+    threads: int | None = setting(None, "CPU threads of the run (none: as many as there are cores)", at_least=1)
     accelerator: str = setting("auto", "kind of device", choices=("auto", "cpu", "gpu"))
     devices: int = setting(1, "devices, each a rank", at_least=1)
     precision: str = setting("auto", "number format (auto: bf16-mixed where it is fast)", choices=PRECISIONS)
@@ -63,18 +65,19 @@ class SamplesConfig(Settings):
 
 @dataclass(kw_only=True, slots=True)
 class RunSettings(Settings):
-    """A run's name and place: ``outputs/runs/NAME/ID``."""
+    """A run's name and place: ``outputs/runs/NAME/ID``, or ``outputs/sweeps/STUDY/ID`` for a trial."""
 
     group: ClassVar[str] = "run"
 
     name: str = setting("auto", "name of the run (auto: the experiment's)")
     id: str = setting("auto", "folder of the run below its name (auto: that of an unfinished equal run, else date and time)")
     folder: str = setting("outputs", "output folder")
+    study: str = setting("", "study whose trial the run is (empty: none)")
 
     def check_rules(self) -> None:
         """Names become folders: they must stay inside the output folder and fit a file system."""
-        for name in ("name", "id"):
+        for name in ("name", "id", *(["study"] if self.study else [])):
             value = getattr(self, name)
-            if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.=+-]{0,127}", value):
+            if not re.fullmatch(NAME, value):
                 rule = "must be 1 to 128 letters, digits, '_', '-', '.', '=' or '+', and not begin with '.', '-' or '+'"
                 raise self.refuse(name, rule, f"Set run.{name}=my_{name}")

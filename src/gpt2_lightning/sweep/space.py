@@ -1,7 +1,8 @@
 """The search space: text in Hydra's sweep grammar in; parameters to suggest, overrides to train with, candidates to decode out.
 
-``interval(low, high)`` is a float, ``range(low, stop, step)`` integers below ``stop``, ``choice(...)`` or a list one of its values;
-``tag(log, ...)`` and ``tag(int, ...)`` as elsewhere. A mapping ``{optimizer=sgd: interval(...)}`` asks what its condition allows.
+``interval(low, high)`` is a float, ``range(low, stop, step)`` integers below ``stop``, ``choice(...)`` or a list one of its
+values; ``tag(log, ...)`` and ``tag(int, ...)`` as elsewhere. A mapping ``{optimizer=sgd: interval(...)}`` asks what its
+condition allows.
 One number: 256, the most combinations of decode-time settings that are scored for a trained model.
 Choice not taken: a grammar of our own; people have their spaces in this one.
 """
@@ -61,7 +62,9 @@ class Parameter:
         d = self.distribution
         assert isinstance(d, FloatDistribution | IntDistribution)
         whole = isinstance(d, FloatDistribution) or (value == int(value) and (int(value) - d.low) % (d.step or 1) == 0)
-        return (float(value) if isinstance(d, FloatDistribution) else int(value)) if d.low <= value <= d.high and whole else None
+        return (
+            (float(value) if isinstance(d, FloatDistribution) else int(value)) if d.low <= value <= d.high and whole else None
+        )
 
     def ends(self) -> list[Any]:
         """The values that have to be fit to be set: every one of a choice, both ends of an interval."""
@@ -208,7 +211,11 @@ def read_parameter(key: str, given: Any, when: tuple[str, str] | None = None) ->
         return Parameter(name=name, key=key, distribution=whole_range(key, given), when=when)
     values = tuple(given.range()) if isinstance(given, RangeSweep) else tuple(map(plain_value, given.list))
     marks = [label(value) for value in values]
-    if not values or len(set(map(repr, marks))) < len(marks) or any(isinstance(v, float) and not math.isfinite(v) for v in values):
+    if (
+        not values
+        or len(set(map(repr, marks))) < len(marks)
+        or any(isinstance(v, float) and not math.isfinite(v) for v in values)
+    ):
         raise refuse(key, given_text(values), "must offer values, each once, and finite ones")
     return Parameter(name=name, key=key, distribution=CategoricalDistribution(marks), values=values, when=when)
 
@@ -223,7 +230,7 @@ def parse(key: str, text: str) -> Any:
     if override.value_type is not None and override.value_type.name == "GLOB_CHOICE_SWEEP":
         raise refuse(key, text, "glob() is not supported", "Name the options: choice(a, b)")
     if not override.is_sweep_override():
-        return ChoiceSweep(list=[override.value()])
+        return ChoiceSweep(list=[override.value()])  # type: ignore[list-item]
     value = override.value()
     if isinstance(value, ChoiceSweep) and value.shuffle:
         return ChoiceSweep(list=list(override.sweep_iterator(transformer=Transformer.identity)))

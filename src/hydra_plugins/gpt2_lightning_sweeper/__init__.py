@@ -1,7 +1,8 @@
 """The Hydra door to the sweep engine: ``--multirun`` words in, ``python -m gpt2_lightning sweep`` out.
 
-Loaded at every start of Hydra: nothing heavy is imported. One number: 0 settings of its own; a study's are under ``sweep``, and those
-that files for other sweepers have under ``hydra.sweeper`` are taken from here. Choice not taken: a launcher. A trial is a run.
+Loaded at every start of Hydra: nothing heavy is imported. One number: 0 settings of its own; a study's are under ``sweep``, and
+those that files for other sweepers have under ``hydra.sweeper`` are taken from here. Choice not taken: a launcher. A trial is a
+run.
 """
 
 import sys
@@ -25,7 +26,9 @@ class GPT2LightningSweeperConf:
     n_jobs: Optional[int] = None  # noqa: UP045
 
 
-ConfigStore.instance().store(group="hydra/sweeper", name="gpt2_lightning", node=GPT2LightningSweeperConf, provider="gpt2_lightning")
+ConfigStore.instance().store(
+    group="hydra/sweeper", name="gpt2_lightning", node=GPT2LightningSweeperConf, provider="gpt2_lightning"
+)
 
 
 class GPT2LightningSweeper(Sweeper):
@@ -42,5 +45,3 @@ class GPT2LightningSweeper(Sweeper):
         from gpt2_lightning.__main__ import main
 
         sys.exit(main(["sweep", *arguments]))
-
-

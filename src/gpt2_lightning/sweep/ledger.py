@@ -1,0 +1,324 @@
+"""The ledger of a study: Optuna's storage in; trials that are claimed, leased, taken over and told, each once, out.
+
+A *root* is one training of the study, its *place* the rank of its first trial among all roots: places 0 to n - 1 are the study,
+and of agents that claim the last one at once the later ones withdraw. A trial whose agent is gone is failed without an outcome,
+which only one can do, and the root is queued again with the same parameters; of two successors the older one counts. A trial is
+over once it has an *outcome*. Every storage has what this takes: trials are numbered in order, and a finished one never
+changes.
+One number: an agent that is dead on this machine is known at once, one elsewhere after ``lease_seconds`` without a sign of
+life.
+Choice not taken: Optuna's heartbeat, which only some storages have, and only inside ``study.optimize``.
+"""
+
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import optuna
+from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from gpt2_lightning.lock import birth, machine, process_state
+from gpt2_lightning.sweep.storage import Patience
+
+__all__ = ["Claim", "Ledger", "Lost", "Root"]
+
+ASKED, AGENT, LEFT = "asked", "agent:", "left"
+ORPHANED_SECONDS = 2.0  # between a trial's failing and its successor, unless an agent was killed there
+
+
+class Lost(Exception):
+    """The trial is another agent's now."""
+
+
+@dataclass(slots=True)
+class Root:
+    """One training: its attempts in order, the ``last`` of which counts. ``place`` is None beside the study."""
+
+    place: int | None
+    attempts: list[FrozenTrial] = field(default_factory=list)
+
+    @property
+    def last(self) -> FrozenTrial:
+        """The attempt that is over, or else the oldest that lives, or else the newest."""
+        over = [t for t in self.attempts if "outcome" in t.user_attrs]
+        alive = [t for t in self.attempts if not t.state.is_finished()]
+        return (over or alive or self.attempts[-1:])[0]
+
+    @property
+    def outcome(self) -> dict[str, Any] | None:
+        """What came of it; None while it is not over."""
+        return self.last.user_attrs.get("outcome") if self.last.state.is_finished() else None
+
+    @property
+    def name(self) -> str:
+        """What its folder is called."""
+        return self.attempts[0].user_attrs.get("name") or f"trial-{self.place:03d}"
+
+
+@dataclass(slots=True)
+class Claim:
+    """A trial of this agent: its storage number, and its root's name and place."""
+
+    trial: optuna.Trial
+    name: str
+    place: int | None
+    attrs: dict[str, Any]
+
+    @property
+    def number(self) -> int:
+        """The trial's number in the storage."""
+        return self.trial.number
+
+
+class Ledger:
+    """The study as one agent sees it. ``new`` says whether this agent began it."""
+
+    def __init__(self, study: optuna.Study, storage: Any, patience: Patience, lease_seconds: float, new: bool) -> None:
+        self.study, self.storage, self.call, self.lease_seconds, self.new = study, storage, patience.call, lease_seconds, new
+        self.id = storage.get_study_id_from_name(study.study_name)
+        self.me = f"{socket.gethostname()}.{os.getpid()}.{time.time_ns() % 10**9:09d}"
+        self.seen: dict[str, tuple[Any, float]] = {}
+        self.orphans: dict[int, float] = {}
+        self.beats = 0
+        self.last_beat = 0.0
+        self.prepare: Callable[[int], Any] = lambda number: None
+
+    @staticmethod
+    def open(name: str, storage: Any, patience: Patience, lease_seconds: float, directions: list[str]) -> "Ledger":
+        """Begin or join the study of that name."""
+
+        def begin() -> tuple[optuna.Study, bool]:
+            try:
+                return optuna.create_study(
+                    storage=storage, study_name=name, directions=[StudyDirection[d.upper()] for d in directions]
+                ), True
+            except DuplicatedStudyError:
+                return optuna.load_study(storage=storage, study_name=name), False
+
+        study, new = patience.call(begin)
+        return Ledger(study, storage, patience, lease_seconds, new)
+
+    def asked(self) -> dict[str, Any] | None:
+        """What the study was begun with; None where its beginner has not said it yet."""
+        return self.call(lambda: self.storage.get_study_user_attrs(self.id)).get(ASKED)
+
+    def ask_for(self, asked: dict[str, Any]) -> None:
+        """Note what the study is held to."""
+        self.call(lambda: self.storage.set_study_user_attr(self.id, ASKED, asked))
+
+    def trials(self) -> list[FrozenTrial]:
+        """All trials, oldest first; not to be changed."""
+        return sorted(self.call(lambda: self.storage.get_all_trials(self.id, deepcopy=False)), key=lambda t: t.number)
+
+    def roots(self) -> list[Root]:
+        """The study's trainings in order of their places, then those beside it."""
+        roots: dict[Any, Root] = {}
+        beside: dict[str, Root] = {}
+        for trial in self.trials():
+            attrs = trial.user_attrs
+            if "from" in attrs or "root" not in attrs or attrs.get("outcome", {}).get("state") == "withdrawn":
+                continue
+            name = attrs.get("name")
+            if name is not None:
+                beside.setdefault(name, Root(None)).attempts.append(trial)
+            elif attrs["root"] is None:
+                roots[trial.number] = Root(len(roots), [trial])
+            elif attrs["root"] in roots:
+                roots[attrs["root"]].attempts.append(trial)
+        return [*roots.values(), *beside.values()]
+
+    def beat(self) -> None:
+        """A sign of life, four in a lease."""
+        if time.monotonic() - self.last_beat < self.lease_seconds / 4 and self.beats:
+            return
+        self.beats += 1
+        life = {
+            "pid": os.getpid(),
+            "born": birth(os.getpid()),
+            "machine": machine(),
+            "host": socket.gethostname(),
+            "beat": self.beats,
+        }
+        self.call(lambda: self.storage.set_study_user_attr(self.id, AGENT + self.me, life))
+        self.last_beat = time.monotonic()
+
+    def leave(self) -> None:
+        """The last sign of life."""
+        self.call(lambda: self.storage.set_study_user_attr(self.id, AGENT + self.me, LEFT))
+
+    def gone(self, agent: str | None, lives: dict[str, Any]) -> bool:
+        """Whether an agent is known to be dead, or has given no sign of life for the time of a lease by this agent's clock."""
+        if agent == self.me:
+            return False
+        life = lives.get(AGENT + str(agent))
+        if life == LEFT:
+            return True
+        if isinstance(life, dict) and life["machine"] == machine():
+            return process_state(life["pid"]) is None or birth(life["pid"]) != life["born"] or self.silent(agent, life)
+        return self.silent(agent, life)
+
+    def silent(self, agent: str | None, life: Any) -> bool:
+        """Whether the sign of life has not changed for the time of a lease."""
+        before, since = self.seen.get(str(agent), (None, 0.0))
+        if before != (life,):
+            self.seen[str(agent)] = ((life,), time.monotonic())
+            return False
+        return time.monotonic() - since > self.lease_seconds
+
+    def reap(self) -> list[str]:
+        """Queue again what agents that are gone were training; returns what was done, in words."""
+        roots, done = self.roots(), []
+        lives = self.call(lambda: self.storage.get_study_user_attrs(self.id))
+        for root in roots:
+            trial = root.last
+            agent = trial.user_attrs.get("agent")
+            if trial.state == TrialState.RUNNING and self.gone(agent, lives):
+                if "outcome" in trial.user_attrs:
+                    self.conclude(trial._trial_id, trial.user_attrs["outcome"])
+                elif self.hand_back(trial, root):
+                    done.append(f"{root.name} is taken over from {agent}")
+            elif trial.state.is_finished() and "outcome" not in trial.user_attrs and self.orphaned(trial.number):
+                self.queue_again(trial, root)
+                done.append(f"{root.name} is queued again")
+        return done
+
+    def orphaned(self, number: int) -> bool:
+        """Whether a trial has been failed for longer than its successor takes to appear."""
+        return time.monotonic() - self.orphans.setdefault(number, time.monotonic()) > ORPHANED_SECONDS
+
+    def hand_back(self, trial: FrozenTrial, root: Root) -> bool:
+        """Fail a trial without an outcome, and queue its root again; False where another agent was quicker."""
+        try:
+            if not self.call(lambda: self.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)):
+                return False
+        except UpdateFinishedTrialError:
+            return False
+        self.queue_again(trial, root)
+        return True
+
+    def queue_again(self, trial: FrozenTrial, root: Root) -> None:
+        """A successor with the parameters the root has, to be claimed by whoever is free."""
+        attrs = {k: v for k, v in trial.user_attrs.items() if k in ("name", "beside")}
+        attrs |= {"root": root.attempts[0].number, "attempt": len(root.attempts)}
+        fixed = trial.params or trial.system_attrs.get("fixed_params", {})
+        self.add(TrialState.WAITING, attrs, fixed)
+
+    def add(self, state: TrialState, attrs: dict[str, Any], fixed: dict[str, Any] | None = None) -> int:
+        """A new trial, whole in one step, and one even where the storage's answer was lost; returns the storage's id of it."""
+        mark = uuid.uuid4().hex
+        template = create_trial(state=state, user_attrs=attrs | {"mark": mark},
+                                system_attrs={"fixed_params": fixed} if fixed else {})  # fmt: skip
+        tries = 0
+
+        def create() -> int:
+            nonlocal tries
+            tries += 1
+            there = [t for t in self.storage.get_all_trials(self.id, deepcopy=False) if t.user_attrs.get("mark") == mark] \
+                if tries > 1 else []  # fmt: skip
+            return there[0]._trial_id if there else self.storage.create_new_trial(self.id, template)
+
+        return self.call(create)
+
+    def claim(self, n_trials: int, fixed: Callable[[int], dict[str, Any] | None]) -> Claim | None:
+        """A trial that is queued, or the next place's; None while all are taken. ``fixed``: what a place has from the start."""
+        waiting = [t for t in self.trials() if t.state == TrialState.WAITING]
+        for trial in waiting:
+            if self.win(trial):
+                found = self.mine(trial.number)
+                if found:
+                    return found
+        if sum(root.place is not None for root in self.roots()) >= n_trials:
+            return None
+        trial_id = self.add(TrialState.RUNNING, {"root": None, "attempt": 0, "agent": self.me})
+        number = self.call(lambda: self.storage.get_trial(trial_id)).number
+        found = self.mine(number, n_trials, fixed)
+        return found
+
+    def win(self, trial: FrozenTrial) -> bool:
+        """Take a queued trial; False where another agent was quicker."""
+        try:
+            if not self.call(lambda: self.storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)):
+                return False
+            self.call(lambda: self.storage.set_trial_user_attr(trial._trial_id, "agent", self.me))
+            return True
+        except UpdateFinishedTrialError:
+            return False
+
+    def mine(self, number: int, n_trials: int | None = None, fixed: Callable[[int], Any] | None = None) -> Claim | None:
+        """The claim on a running trial; None, and the trial withdrawn, where its root has another or the study is full."""
+        root = next((r for r in self.roots() if any(t.number == number for t in r.attempts)), None)
+        if root is None:
+            return None
+        trial = next(t for t in root.attempts if t.number == number)
+        full = n_trials is not None and root.place is not None and root.place >= n_trials
+        older = [t for t in root.attempts if t.number < number and (not t.state.is_finished() or "outcome" in t.user_attrs)]
+        if full or older:
+            self.end(trial._trial_id, {"state": "withdrawn"})
+            return None
+        if fixed is not None and root.place is not None and (given := fixed(root.place)):
+            self.call(lambda: self.storage.set_trial_system_attr(trial._trial_id, "fixed_params", given))
+        self.study.sampler = self.prepare(number) or self.study.sampler
+        made = self.call(lambda: optuna.Trial(self.study, trial._trial_id))
+        return Claim(made, root.name, root.place, {**trial.user_attrs})
+
+    def enqueue(self, name: str, attrs: dict[str, Any]) -> None:
+        """Queue a training beside the study, once for a name."""
+        self.add(TrialState.WAITING, {"root": None, "attempt": 0, "name": name, "beside": attrs})
+
+    def holds(self, claim: Claim) -> bool:
+        """Whether the trial is still this agent's."""
+        trial = self.call(lambda: self.storage.get_trial(claim.trial._trial_id))
+        return trial.state == TrialState.RUNNING and trial.user_attrs.get("agent") == self.me
+
+    def note(self, claim: Claim, name: str, value: Any) -> None:
+        """Set an attribute of a trial; raises Lost."""
+        try:
+            self.call(lambda: self.storage.set_trial_user_attr(claim.trial._trial_id, name, value))
+        except UpdateFinishedTrialError as error:
+            raise Lost from error
+
+    def report(self, claim: Claim, step: int, value: float) -> None:
+        """What a trial has reached at a step; raises Lost."""
+        try:
+            self.call(lambda: self.storage.set_trial_intermediate_value(claim.trial._trial_id, step, value))
+        except UpdateFinishedTrialError as error:
+            raise Lost from error
+
+    def tell(self, claim: Claim, outcome: dict[str, Any]) -> None:
+        """What came of a trial; raises Lost."""
+        if not self.holds(claim):
+            raise Lost
+        if not self.end(claim.trial._trial_id, outcome):
+            trial = self.call(lambda: self.storage.get_trial(claim.trial._trial_id))
+            if trial.user_attrs.get("outcome") != outcome:
+                raise Lost
+
+    def end(self, trial_id: int, outcome: dict[str, Any]) -> bool:
+        """Write the outcome down, then finish the trial; False where it was finished."""
+        try:
+            self.call(lambda: self.storage.set_trial_user_attr(trial_id, "outcome", outcome))
+        except UpdateFinishedTrialError:
+            return False
+        return self.conclude(trial_id, outcome)
+
+    def conclude(self, trial_id: int, outcome: dict[str, Any]) -> bool:
+        """Finish a trial as its outcome says: what Optuna's samplers are to see of it."""
+        state, values = TrialState[outcome.get("optuna", "FAIL")], outcome.get("told")
+        try:
+            if state != TrialState.FAIL:
+                trial = self.call(lambda: self.storage.get_trial(trial_id))
+                self.call(lambda: self.study.sampler.after_trial(self.study, trial, state, values))
+            return self.call(lambda: self.storage.set_trial_state_values(trial_id, state, values))
+        except UpdateFinishedTrialError:
+            return False
+
+
+def finished(roots: Iterable[Root], n_trials: int) -> int:
+    """How many of the study's trainings are over."""
+    return sum(root.outcome is not None for root in roots if root.place is not None and root.place < n_trials)

@@ -1,0 +1,104 @@
+"""Slots: a machine's devices in; as many places for a trial as they make, each with devices and threads of its own, out.
+
+A trial is a child process in a group of its own, which ends with the agent. One number: 1 slot on a machine without GPUs, whose
+run then has all threads, as it would have alone. Choice not taken: threads or forks of the agent, which one trial's fault would
+take along.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt2_lightning.errors import MachineError
+from gpt2_lightning.settings.sweep import SweepConfig
+from gpt2_lightning.settings.trainer import TrainerConfig
+
+__all__ = ["AGENT", "Child", "Slot", "make_slots"]
+
+AGENT = "GPT2_LIGHTNING_AGENT"  # tells a trial its agent, which it does not outlive
+NOT_INHERITED = ("GPT2_LIGHTNING_RUN", "GPT2_LIGHTNING_START", "GPT2_LIGHTNING_RANK_0", "GPT2_LIGHTNING_STORAGE", "LOCAL_RANK",
+                 "RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Room for one trial: which GPUs, none on a machine without; how many CPU threads."""
+
+    index: int
+    gpus: tuple[str, ...]
+    threads: int | None
+
+
+def make_slots(config: SweepConfig, trainer: TrainerConfig) -> list[Slot]:
+    """The slots of this machine; raises MachineError where a trial's devices are not there."""
+    gpus = [] if trainer.accelerator == "cpu" else visible_gpus()
+    n = config.devices_per_trial
+    if (gpus or trainer.accelerator == "gpu") and len(gpus) < n:
+        rule = f"{n} GPUs asked for, {len(gpus)} visible"
+        raise MachineError("devices of a trial", key="sweep.devices_per_trial", value=n, rule=rule)
+    groups = [tuple(gpus[i : i + n]) for i in range(0, len(gpus) - n + 1, n)] or [()]
+    count = config.slots or len(groups)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    alone = count == 1 and (bool(gpus) or n == 1)
+    threads = None if alone else max(1, cores // (count * (1 if gpus else n)))
+    return [Slot(i, groups[i % len(groups)], threads) for i in range(count)]
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs this process may use, as their driver counts or names them; without loading torch."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        names = [name.strip() for name in given.split(",") if name.strip()]
+        return names[: names.index("-1")] if "-1" in names else names
+    with suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
+        return [str(i) for i, line in enumerate(x for x in done.stdout.splitlines() if x.startswith("GPU "))]
+    return []
+
+
+class Child:
+    """A trial's process; what it says goes to ``log``."""
+
+    def __init__(self, words: Sequence[str], slot: Slot, log: Path, ranks: int = 1) -> None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        env = {k: v for k, v in os.environ.items() if k not in NOT_INHERITED and not k.startswith("SLURM_")}
+        env |= {AGENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
+        if slot.threads is not None:
+            env["OMP_NUM_THREADS"] = str(slot.threads)
+        if slot.gpus:
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)
+        if ranks > 1:
+            env["MASTER_PORT"] = str(free_port())
+        command = [sys.executable, "-m", "gpt2_lightning", *words]
+        with log.open("ab") as file:
+            self.process = subprocess.Popen(
+                command, env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+            )
+
+    def poll(self) -> int | None:
+        """The exit status; None while it runs."""
+        return self.process.poll()
+
+    def stop(self) -> None:
+        """Ask it to end at its next step."""
+        with suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it and all it has started."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def free_port() -> int:
+    """A port nobody listens on."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])

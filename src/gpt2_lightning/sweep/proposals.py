@@ -1,0 +1,92 @@
+"""What proposes settings and what ends trials early: names in a study's settings in, Optuna's samplers and pruners out.
+
+A sampler is made anew for each trial, seeded by the study's seed and the trial's number: a study that goes on proposes what it
+would have proposed, and never the same twice. One number: 3, of as many trials at a rung of successive halving one goes on.
+Choice not taken: one sampler for the whole study, whose random state is lost with its process.
+"""
+
+import math
+import warnings
+from typing import Any
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial
+
+from gpt2_lightning.errors import ConfigError, first_line
+from gpt2_lightning.settings.sweep import SweepConfig
+
+__all__ = ["build_pruner", "build_sampler", "halve"]
+
+REDUCTION = 3
+SAMPLERS: dict[str, Any] = {
+    "tpe": ("TPESampler", {"group": True, "n_startup_trials": 6}),  # group: a condition's parameters together
+    "gp": ("GPSampler", {"n_startup_trials": 6}),
+    "cmaes": ("CmaEsSampler", {"n_startup_trials": 1}),
+    "qmc": ("QMCSampler", {"scramble": True}),
+    "nsga2": ("NSGAIISampler", {"population_size": 12}),
+    "random": ("RandomSampler", {}),
+    "grid": ("RandomSampler", {}),  # every point is given
+}
+PRUNERS = {
+    "halving": "SuccessiveHalvingPruner",
+    "hyperband": "HyperbandPruner",
+    "median": "MedianPruner",
+    "threshold": "ThresholdPruner",
+    "none": "NopPruner",
+}
+
+
+def build_sampler(config: SweepConfig, number: int) -> BaseSampler:
+    """The sampler for one trial; raises ConfigError for options it does not know."""
+    name, options = SAMPLERS[config.sampler]
+    own = config.seed if config.sampler == "qmc" else (config.seed * 100_003 + number) % 2**31  # qmc: one sequence for all
+    return build("sampler", name, {**options, "seed": own, **config.sampler_options})
+
+
+def build_pruner(config: SweepConfig, val_every: int, max_steps: int) -> BasePruner:
+    """The pruner; rungs begin at the first validation. Raises ConfigError for options it does not know."""
+    options: dict[str, Any] = {}
+    if config.pruner in ("halving", "hyperband"):
+        options = {"min_resource": val_every, "reduction_factor": REDUCTION}
+    if config.pruner == "hyperband":
+        options["max_resource"] = max(max_steps, val_every)
+    if config.pruner == "median":
+        options = {"n_startup_trials": 4}
+    return build("pruner", PRUNERS[config.pruner], options | config.pruner_options)
+
+
+def build(kind: str, name: str, options: dict[str, Any]) -> Any:
+    """One of Optuna's samplers or pruners; raises ConfigError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return getattr(getattr(optuna, f"{kind}s"), name)(**options)
+    except (TypeError, ValueError) as error:
+        remedy = f"The options are those of optuna.{kind}s.{name}"
+        raise ConfigError(f"{kind} options", key=f"sweep.{kind}_options", rule=first_line(error), remedy=remedy) from error
+
+
+def halve(trial: FrozenTrial, others: list[FrozenTrial], direction: str, first: int, options: dict[str, Any]) -> bool:
+    """Whether successive halving (Li et al. 2020, asynchronous) ends a trial of several objectives, by the first of them.
+
+    ``intermediate_values`` hold it by step. At each rung, a power of the reduction times the first step, a trial stays that is
+    among the best of its share so far. Optuna's own pruners refuse such studies.
+    """
+    reduction, base = options.get("reduction_factor", REDUCTION), options.get("min_resource", first)
+    sign = 1 if direction == "minimize" else -1
+    step = max(trial.intermediate_values, default=0)
+    rung = base * reduction ** int(math.log(max(step, 1) / base, reduction) + 1e-9) if step >= base else 0
+    if not rung:
+        return False
+    mine = reached(trial, rung, sign)
+    there = sorted(v for v in (reached(t, rung, sign) for t in (*others, trial)) if v is not None)
+    return mine is None or mine > there[max(1, len(there) // reduction) - 1]
+
+
+def reached(trial: FrozenTrial, rung: int, sign: int) -> float | None:
+    """A trial's first value at or behind a rung; None where it has not come there."""
+    steps = [step for step in sorted(trial.intermediate_values) if step >= rung]
+    return sign * trial.intermediate_values[steps[0]] if steps else None

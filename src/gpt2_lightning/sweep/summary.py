@@ -1,0 +1,259 @@
+"""What comes out of a study: its trainings in; ``trials.csv``, ``decode.csv``, ``best.yaml`` and a summary on the terminal out.
+
+One number: 5 runner-ups are named. Choice not taken: Optuna's own best trial, which may be one that diverged or broke a
+constraint.
+"""
+
+import csv
+import io
+import json
+import math
+import statistics
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from gpt2_lightning.config import load_config, to_yaml
+from gpt2_lightning.folder import write_whole
+from gpt2_lightning.settings.sampler import SamplerConfig
+from gpt2_lightning.sweep.ledger import Root
+from gpt2_lightning.sweep.plan import Plan
+
+__all__ = ["Row", "front", "rank", "rows_of", "summary", "write_tables"]
+
+RUNNER_UPS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One training as people read of it. ``state``: complete, pruned, failed or running; ``why`` is the class of a failure."""
+
+    name: str
+    place: int | None
+    state: str
+    why: str
+    values: dict[str, float]
+    point: dict[str, Any]
+    outcome: dict[str, Any]
+    beside: dict[str, Any]
+    steps: int
+
+    @property
+    def fit(self) -> bool:
+        """Whether it can be the best: complete, of the study itself, and within all constraints."""
+        return self.state == "complete" and self.place is not None and not self.outcome.get("broken")
+
+
+def rows_of(roots: list[Root]) -> list[Row]:
+    """The trainings of a study, those beside it last."""
+    return [row_of(root) for root in roots]
+
+
+def row_of(root: Root) -> Row:
+    """One training."""
+    trial, outcome = root.last, root.outcome or {}
+    attrs = trial.user_attrs
+    state = outcome.get("state", "running" if not trial.state.is_finished() else "queued")
+    steps = int(outcome.get("steps", max(trial.intermediate_values, default=0)))
+    why, values, point, beside = (outcome.get("class", ""), outcome.get("values", {}), attrs.get("point", {}),
+                                  attrs.get("beside", {}))  # fmt: skip
+    return Row(root.name, root.place, state, why, values, point, outcome, beside, steps)
+
+
+def rank(rows: list[Row], plan: Plan) -> list[Row]:
+    """The fit ones, best first by the first objective; of equals the older."""
+    name, sign = plan.sweep.objectives[0], -1 if plan.sweep.directions[0] == "maximize" else 1
+    fit = [row for row in rows if row.fit and name in row.values]
+    return sorted(fit, key=lambda row: (sign * row.values[name], row.place))
+
+
+def front(rows: list[Row], plan: Plan) -> list[Row]:
+    """The fit ones that no other is better than in all objectives (the Pareto front)."""
+    signs = [-1 if d == "maximize" else 1 for d in plan.sweep.directions]
+
+    def of(row: Row) -> list[float]:
+        return [sign * row.values[name] for sign, name in zip(signs, plan.sweep.objectives, strict=True)]
+
+    fit = rank([row for row in rows if set(plan.sweep.objectives) <= row.values.keys()], plan)
+    return [row for row in fit if not any(dominates(of(other), of(row)) for other in fit)]
+
+
+def dominates(a: list[float], b: list[float]) -> bool:
+    """Nowhere worse and somewhere better."""
+    return a != b and all(x <= y for x, y in zip(a, b, strict=True))
+
+
+def write_tables(rows: list[Row], plan: Plan) -> None:
+    """trials.csv and decode.csv; best.yaml, or the front's, where there is a best."""
+    keys = list(dict.fromkeys(key for row in rows for key in row.point))
+    objectives = plan.sweep.objectives
+    best = {row.name for row in (front(rows, plan) if len(objectives) > 1 else rank(rows, plan)[:1])}
+    heads = ["trial", "state", "best", *objectives, "steps", "seconds", "class", "reason", *keys, "decode", "folder"]
+    table = [
+        [row.name, row.state, int(row.name in best), *(row.values.get(name, "") for name in objectives), row.steps,
+         row.outcome.get("seconds", ""), row.why, row.outcome.get("reason", ""), *(plain(row.point.get(key)) for key in keys),
+         plain(row.outcome.get("decode", {}).get("candidate", "")), row.outcome.get("folder", "")]
+        for row in rows
+    ]  # fmt: skip
+    write_whole(plan.folder / "trials.csv", as_csv([heads, *table]))
+    write_decode(rows, plan)
+    if len(objectives) == 1:
+        for row in rank(rows, plan)[:1]:
+            write_whole(plan.folder / "best.yaml", best_yaml(row, plan))
+
+
+def write_decode(rows: list[Row], plan: Plan) -> None:
+    """decode.csv: every candidate's measures on every trained model."""
+    scored = [(row, score) for row in rows for score in read_decode(row, plan)]
+    if not scored:
+        return
+    keys = list(dict.fromkeys(key for _, score in scored for key in score["candidate"]))
+    measures = list(dict.fromkeys(name for _, score in scored for name in score["measures"]))
+    lines = [
+        [row.name, *(plain(score["candidate"].get(key)) for key in keys), *(score["measures"].get(m, "") for m in measures)]
+        for row, score in scored
+    ]
+    write_whole(plan.folder / "decode.csv", as_csv([["trial", *keys, *measures], *lines]))
+
+
+def read_decode(row: Row, plan: Plan) -> list[dict[str, Any]]:
+    """The scores of a trial's candidates, where its folder is at hand."""
+    try:
+        return (
+            json.loads((plan.folder / row.name / "scores.json").read_text(encoding="utf-8")) if row.state == "complete" else []
+        )
+    except (OSError, ValueError):
+        return []
+
+
+def as_csv(lines: list[list[Any]]) -> str:
+    """Comma-separated text."""
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows(lines)
+    return file.getvalue()
+
+
+def plain(value: Any) -> Any:
+    """A value as a cell of a table."""
+    return json.dumps(value) if isinstance(value, list | dict) else "" if value is None else value
+
+
+def best_yaml(row: Row, plan: Plan) -> str:
+    """The settings of a training, its best decode-time settings among them, as a run of its own."""
+    config = load_config(str(plan.folder / "configs" / f"{row.name}.yaml"), [])
+    settings = row.outcome.get("decode", {}).get("sampler")
+    config = replace(
+        config,
+        run=replace(config.run, study="", name=f"{plan.sweep.name}-best", id="auto"),
+        sampler=SamplerConfig(**settings) if settings else config.sampler,
+    )
+    values = ", ".join(f"{name} = {value!r}" for name, value in row.values.items())
+    return (
+        f"# {plan.sweep.name}, {row.name}: {values}\n# python -m gpt2_lightning train best={plan.sweep.name}\n{to_yaml(config)}"
+    )
+
+
+def summary(rows: list[Row], plan: Plan) -> str:
+    """Best against baseline, the runner-ups, what was pruned and saved, failures by class, where everything is."""
+    ranked = rank(rows, plan)
+    own = [row for row in rows if row.place is not None]
+    lines = [f"study {plan.sweep.name}: {counts(own)} of {plan.n_trials} trials", *best_lines(ranked, rows, plan)]
+    lines += [f"  {described(row, plan)}" for row in ranked[1 : 1 + RUNNER_UPS]]
+    lines += saved_line(own, plan) + failure_lines(own) + confirm_lines(rows, plan)
+    lines += ["", f"folder  {shown(plan.folder)}  (trials.csv, best.yaml, a folder a trial)"]
+    if ranked and len(plan.sweep.objectives) == 1:
+        lines += ["go on with", f"  python -m gpt2_lightning train best={plan.sweep.name}"]
+    return "\n".join([*lines, f"  tensorboard --logdir {shown(plan.folder)}"])
+
+
+def counts(rows: list[Row]) -> str:
+    """``5 complete, 2 pruned, 1 failed``."""
+    by_state = Counter(row.state for row in rows)
+    return ", ".join(f"{n} {state}" for state, n in sorted(by_state.items())) or "0"
+
+
+def best_lines(ranked: list[Row], rows: list[Row], plan: Plan) -> list[str]:
+    """The best, and how far it is from the baseline."""
+    if not ranked:
+        return ["no trial is complete"]
+    if len(plan.sweep.objectives) > 1:
+        return ["", "the front", *(f"  {described(row, plan)}" for row in front(rows, plan)), "others"]
+    name, baseline = plan.sweep.objectives[0], next((row for row in ranked if plan.is_baseline(row.place)), None)
+    lines = ["", f"best      {described(ranked[0], plan)}"]
+    if baseline:
+        lines += [f"baseline  {described(baseline, plan)}"]
+    if baseline and baseline is not ranked[0]:
+        lines += [f"          {ranked[0].values[name] - baseline.values[name]:+.4f} {name} against the baseline"]
+    return [*lines, *(["runner-ups"] if ranked[1:] else [])]
+
+
+def described(row: Row, plan: Plan) -> str:
+    """One line of a training: its values and settings."""
+    values = ", ".join(f"{name} {row.values[name]:.4f}" for name in plan.sweep.objectives if name in row.values)
+    point = ", ".join(f"{key}={short(value)}" for key, value in row.point.items()) or "the experiment as it is"
+    decode = ", ".join(f"{key}={short(value)}" for key, value in row.outcome.get("decode", {}).get("candidate", {}).items())
+    return f"{row.name}  {values}  {point}{f'; decoded best with {decode}' if decode and len(plan.decode) else ''}"
+
+
+def short(value: Any) -> str:
+    """A value in few digits."""
+    return f"{value:.4g}" if isinstance(value, float) else str(plain(value)) if value is not None else "none"
+
+
+def saved_line(rows: list[Row], plan: Plan) -> list[str]:
+    """What ending trials early has saved."""
+    pruned = [row for row in rows if row.state == "pruned"]
+    most = max((row.steps for row in rows if row.state == "complete"), default=0)
+    saved = sum(max(0, most - row.steps) for row in pruned)
+    whole = most * len(rows)
+    return (
+        [f"pruned    {len(pruned)} trials, {saved:,} of {whole:,} steps saved ({saved / whole:.0%})"]
+        if pruned and whole
+        else []
+    )
+
+
+def failure_lines(rows: list[Row]) -> list[str]:
+    """Failures by class, with the reason of one of each."""
+    failed = [row for row in rows if row.state == "failed"]
+    classes = Counter(row.why for row in failed)
+    return [
+        f"failed    {n} {why}, such as {next(r for r in failed if r.why == why).name}: "
+        f"{next(r for r in failed if r.why == why).outcome.get('reason', '')}"
+        for why, n in classes.most_common()
+    ]
+
+
+def confirm_lines(rows: list[Row], plan: Plan) -> list[str]:
+    """The best and the baseline on fresh seeds: means, deviations, and the p-value of a paired t-test."""
+    name = plan.sweep.objectives[0]
+    sides: dict[str, dict[int, float]] = {"best": {}, "baseline": {}}
+    for row in rows:
+        if row.beside and row.state == "complete" and name in row.values:
+            sides[row.beside["side"]][row.beside["seed"]] = row.values[name]
+    seeds = sorted(sides["best"].keys() & sides["baseline"].keys())
+    if len(seeds) < 2:
+        return []
+    best, baseline = ([sides[side][seed] for seed in seeds] for side in ("best", "baseline"))
+    means = [
+        f"{word} {statistics.fmean(v):.4f} +- {statistics.stdev(v):.4f}" for word, v in (("best", best), ("baseline", baseline))
+    ]
+    return [f"{len(seeds)} fresh seeds  {', '.join(means)}, p = {p_value(best, baseline):.3g} (paired t-test)"]
+
+
+def p_value(a: list[float], b: list[float]) -> float:
+    """Of a two-sided paired t-test; nan where all differences are equal."""
+    from scipy.stats import t  # type: ignore[import-untyped]
+
+    differences = [x - y for x, y in zip(a, b, strict=True)]
+    deviation = statistics.stdev(differences)
+    if deviation == 0:
+        return math.nan
+    statistic = statistics.fmean(differences) / (deviation / math.sqrt(len(differences)))
+    return float(2 * t.sf(abs(statistic), len(differences) - 1))
+
+
+def shown(path: Path) -> str:
+    """A path as it is shortest."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,0 +1,78 @@
+"""What a person sees of a running study: the slots' state in; lines on the terminal out.
+
+On a terminal a block that is rewritten in place, a line for each slot and one for the study; in a pipe a plain line whenever a
+trial starts or ends, and one for all that run each minute. One number: 0.5 s between two drawings. Choice not taken: a terminal
+library.
+"""
+
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from typing import TextIO
+
+__all__ = ["SlotLine", "View"]
+
+DRAW_SECONDS, PLAIN_SECONDS = 0.5, 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class SlotLine:
+    """One trial in one slot."""
+
+    name: str
+    point: str
+    state: str
+    step: int
+    max_steps: int
+    value: float | None
+    seconds_left: float | None
+
+    def __str__(self) -> str:
+        value = "-" if self.value is None else f"{self.value:.4f}"
+        left = "" if self.seconds_left is None else f"  {duration(self.seconds_left)} left"
+        return f"{self.name}  {self.state}  step {self.step}/{self.max_steps}  {value}{left}  {self.point}"
+
+
+class View:
+    """Draws; ``note`` is a line that stays."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stderr
+        self.in_place, self.drawn, self.last = self.stream.isatty(), 0, time.monotonic()
+
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        self.clear()
+        self.stream.write(f"{text}\n")
+        self.stream.flush()
+
+    def show(self, total: str, slots: list[SlotLine]) -> None:
+        """The slots and the study, where it is time."""
+        now = time.monotonic()
+        if now - self.last < (DRAW_SECONDS if self.in_place else PLAIN_SECONDS):
+            return
+        self.last = now
+        width = shutil.get_terminal_size().columns - 1
+        lines = [f"  {line}" for line in slots]
+        if self.in_place:
+            self.clear()
+            lines = [line[:width] for line in (*lines, total)]
+            self.drawn = len(lines)
+        else:
+            lines = [total, *lines]
+        self.stream.write("\n".join(lines) + "\n")
+        self.stream.flush()
+
+    def clear(self) -> None:
+        """Take the block away."""
+        if self.drawn:
+            self.stream.write(f"\x1b[{self.drawn}A\x1b[J")
+            self.drawn = 0
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds, the larger two."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours} h {m:02d} min" if hours else f"{m} min {s:02d} s" if m else f"{s} s"
