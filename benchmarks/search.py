@@ -135,7 +135,7 @@ def report(traces: list[dict[str, Curve]], args: argparse.Namespace) -> None:
             reached = [used for used, best in trace if best <= goal]
             shares[way].append(min(reached, default=float("inf")) / budget)
             bests[way].append(trace[-1][1])
-    print(f"{'':16}{'share of the steps to random search’s best':>46}{'best value (nats a token)':>34}")
+    print(f"{'':16}{'share of the steps to the best of random':>46}{'best value (nats a token)':>34}")
     for way in WAYS:
         print(f"{way:16}{spread(shares[way], 2):>46}{spread(bests[way], 4):>34}")
     write_report(args.json, {k: str(v) for k, v in vars(args).items()}, shares=shares, bests=bests)
