@@ -17,7 +17,8 @@ ROOMS = {
     "hydra": {"config"},
     "omegaconf": {"config"},
     "lightning": {"module", "data.stream", "run", "dashboard", "keeper", "trainer"},
-    "optuna": set(),
+    "optuna": {"sweep.storage"},
+    "sqlalchemy": {"sweep.storage"},
     "datasets": {"data.hub"},
     "tensorboard": {"dashboard"},
     "tiktoken": {"data.tokens"},
@@ -26,7 +27,7 @@ ROOMS = {
 }
 HEIGHT = ["errors", "processor", "settings", "config", "lock", "signals", "folder", "weights", "decoder", "loss", "optimizer",
           "metrics", "text_metrics", "checkpoint", "data", "generation", "guard", "module", "dashboard", "ranks", "keeper",
-          "trainer", "run", "__main__"]  # fmt: skip
+          "trainer", "run", "sweep", "__main__"]  # fmt: skip
 
 
 def modules() -> dict[str, set[str]]:

@@ -226,8 +226,8 @@ class Patience:
                 if not is_away(error):
                     raise
                 now = time.monotonic()
-                if True:
-                    began = began or now
+                if began is None:
+                    began = now
                     say(f"warning: the study's storage is away: {reason(error)}; trying again for {self.seconds:g} s")
                 if now - began >= self.seconds:
                     rule = f"it has not answered for {self.seconds:g} s: {reason(error)}"
