@@ -74,22 +74,46 @@ def test_an_empty_storage_can_be_opened_by_several_at_once(asked: str, tmp_path:
 def test_of_several_that_claim_a_trial_one_wins(asked: str, tmp_path: Path) -> None:
     place = open_storage(asked, tmp_path)
     study = study_in(place)
-    added = FORK.Barrier(PROCESSES)
+    barrier = FORK.Barrier(PROCESSES)
 
-    def work(i: int) -> list[int]:
+    def work(i: int) -> list[list[int]]:
         mine = open_storage(asked, tmp_path)
         for j in range(4):
             mine.create_new_trial(study, create_trial(state=TrialState.WAITING, user_attrs={"by": [i, j]}))
-        added.wait(60)
-        trials = [trial._trial_id for trial in mine.get_all_trials(study)]
-        return [trial for trial in trials if claimed(mine, trial)]
+        barrier.wait(60)
+        trials, won = [trial._trial_id for trial in mine.get_all_trials(study)], []
+        for _ in range(2):  # the second time after each has put back what it won
+            won.append([trial for trial in trials if claimed(mine, trial)])
+            barrier.wait(60)
+            for trial in won[0] if len(won) == 1 else ():
+                mine.set_trial_state_values(trial, TrialState.WAITING)
+            barrier.wait(60)
+        return won
 
     won = together(tmp_path, work)
     trials = place.get_all_trials(study)
     assert sorted(trial.number for trial in trials) == list(range(4 * PROCESSES))
     assert sorted(trial.user_attrs["by"] for trial in trials) == [[i, j] for i in range(PROCESSES) for j in range(4)]
     assert {trial.state for trial in trials} == {TrialState.RUNNING}
-    assert sorted(chain(*won)) == sorted(trial._trial_id for trial in trials)
+    for turn in zip(*won, strict=True):
+        assert sorted(chain(*turn)) == sorted(trial._trial_id for trial in trials)
+
+
+def test_a_former_holder_claims_no_trial_that_another_has_just_claimed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    former, other = open_storage("journal", tmp_path), open_storage("journal", tmp_path)
+    trial = former.create_new_trial(study_in(former))
+    former.set_trial_state_values(trial, TrialState.WAITING)
+    append = JournalFile.append_logs
+
+    def late(self: JournalFile, logs: list[dict[str, Any]]) -> None:
+        monkeypatch.setattr(JournalFile, "append_logs", append)
+        assert claimed(other, trial)
+        self.append_logs(logs)
+
+    monkeypatch.setattr(JournalFile, "append_logs", late)
+    assert not claimed(former, trial)
+    assert other.set_trial_state_values(trial, TrialState.WAITING)
+    assert claimed(former, trial)
 
 
 def claimed(place: BaseStorage, trial: int) -> bool:
