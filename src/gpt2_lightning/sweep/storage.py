@@ -55,7 +55,7 @@ CONNECT: Final[dict[str, dict[str, Any]]] = {
     "mysql+mysqldb": {"connect_timeout": CONNECT_SECONDS},
 }
 SECRETS: Final = (
-    (re.compile(r"(\w://[^\s:/@]*:)\S*@"), r"\1***@"),
+    (re.compile(r"(\w://[^\s:/@]*:)(?:[^/\n]*@\S*@|[^/\n]*@|\S*@)"), r"\1***@"),
     (re.compile(r"(?i)(pass(?:word|wd)|pwd)(=|[\"']\s*:\s*)(\"[^\"]*\"|'[^']*'|[^\s&\"',;)]+)"), r"\1\2***"),
 )
 
@@ -117,9 +117,7 @@ def parsed_url(text: str) -> URL:
         raise StudyError("the study's storage cannot be understood", key=KEY, rule=rule) from None
     url = url.set(drivername=DRIVERS.get(url.drivername, url.drivername))
     if url.drivername == "sqlite" and url.database in (None, "", ":memory:"):
-        raise StudyError(
-            "the study's storage cannot be used", key=KEY, value=text, rule="a study outlives its process. Name a file"
-        )
+        raise StudyError("the study's storage cannot be used", key=KEY, value=text, rule="it would be gone with its process")
     return url
 
 
@@ -207,10 +205,11 @@ class Patience:
     """Calls on a storage that may be away for a while: tried again for ``seconds``, at first after 0.2 s, at last every 5 s.
 
     The answer may have been lost after the work was done, so a call tried again must bear being done twice. Reads do, and so do
-    attributes, parameters and intermediate values (the same again). Not so:
-    creating a trial (a second one appears: give it a mark of its own among its attributes and look for the mark first);
-    creating a study (DuplicatedStudyError: ``load_if_exists``); telling a trial (UpdateFinishedTrialError: read it, compare);
-    claiming one (False though it was won: put the claim's mark in an attribute and read it).
+    attributes, parameters and intermediate values: it is the same again. Not so
+    creating a trial: a second one appears. Give it a mark among its attributes, and look for the mark before each try;
+    creating a study: DuplicatedStudyError. ``load_if_exists`` bears it;
+    telling a trial: UpdateFinishedTrialError. Read it and compare;
+    claiming one: False though it was won. Read it, and compare a mark set in an attribute.
     """
 
     seconds: float = 300.0
