@@ -25,7 +25,7 @@ Write = Callable[[Prompts, int, int], Any]  # prompts, new tokens, beams (1: top
 TOP_K = 50
 
 
-def ours(decoder: Decoder, numbers: str) -> Write:
+def ours(decoder: Decoder, numbers: str, step: str = "auto") -> Write:
     """The engine over packed weights."""
     packed = pack(decoder, numbers)
 
@@ -33,19 +33,19 @@ def ours(decoder: Decoder, numbers: str) -> Write:
         limits = [n] * len(prompts)
         if beams > 1:
             return beam_search(packed, prompts, limits, SamplerConfig(beams=beams), end_of_text=-1)
-        return continue_tokens(packed, prompts, limits, SamplerConfig(k=TOP_K), prompt_keys(0, prompts))
+        return continue_tokens(packed, prompts, limits, SamplerConfig(k=TOP_K), prompt_keys(0, prompts), step=step)
 
     return write
 
 
-def transformers(decoder: Decoder, cache: str) -> Write:
+def transformers(decoder: Decoder, cache: str, dtype: torch.dtype = torch.float32) -> Write:
     """``generate`` of the same weights in transformers, with its dynamic or its static cache."""
     from transformers import AutoModelForCausalLM
 
     with tempfile.TemporaryDirectory() as folder:
         decoder.save_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa").eval()
-    model.to(decoder.wte.weight.device)
+    model.to(decoder.wte.weight.device, dtype)
     model.generation_config.eos_token_id = None
 
     def write(prompts: Prompts, n: int, beams: int) -> Any:
@@ -114,7 +114,9 @@ WRITERS: dict[str, Callable[[Decoder], Write]] = {
     "ours": partial(ours, numbers="float32"),
     "ours_bfloat16": partial(ours, numbers="bfloat16"),
     "ours_int8": partial(ours, numbers="int8"),
+    "ours_growing_bfloat16": partial(ours, numbers="bfloat16", step="growing"),
     "transformers": partial(transformers, cache="dynamic"),
+    "transformers_bfloat16": partial(transformers, cache="dynamic", dtype=torch.bfloat16),
     "transformers_static": partial(transformers, cache="static"),
     "ctranslate2": partial(ctranslate2, numbers="float32"),
     "ctranslate2_int8": partial(ctranslate2, numbers="int8"),

@@ -37,6 +37,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
             ],
             "transformers/ours",
         ),
+        (["generate.py", "--model", "tiny", "--rounds", "1", "--new", "8", "--precision", "bf16"], "ours_bfloat16: "),
         (["stream.py", "--rounds", "1", "--megabytes", "8"], "text / tiktoken"),
     ],
 )

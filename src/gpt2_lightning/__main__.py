@@ -23,7 +23,7 @@ HELP = """usage: python -m gpt2_lightning [command] [key=value ...]
                                              sweep.n_trials sweep.slots sweep.storage ... 'optimizer.lr=interval(1e-4, 1e-2)'
   data +experiment=NAME [key=value ...]      look at the stream: n (steps), skip, workers, ranks; ends with their digest
   generate run=NAME|PATH prompt="..."        continue a text; prompts=FILE.jsonl [out=FILE.jsonl] many; neither: type them
-                                             sampler=NAME sampler.KEY=... max_new_tokens n seed stop context numbers
+                                             sampler=NAME sampler.KEY=... max_new_tokens n seed stop context numbers step
   list [experiment|sweeps|model|optimizer|...]      what there is to choose from
 
   group=OPTION      another file of a group:   optimizer=muon  model=gpt2  schedule=wsd  data=local  debug=overfit

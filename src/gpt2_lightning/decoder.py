@@ -38,8 +38,13 @@ class Cache:
     def __init__(self, config: DecoderConfig, starts: Int[Tensor, "B"], columns: int, dtype: torch.dtype) -> None:
         shape = (2, config.n_layer, len(starts), config.n_head, columns, config.n_embd // config.n_head)
         self.held = torch.empty(shape, dtype=dtype, device=starts.device)
-        self.starts, self.length = starts, 0
+        self.starts, self.length = starts.clone(), 0
         self.padded = bool(starts.any())
+
+    def following(self, n: int) -> tuple[Int[Tensor, "T"], int]:
+        """The columns of the next n tokens, and the end of those that they attend to."""
+        end = self.length + n
+        return torch.arange(self.length, end, device=self.starts.device), end
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keep the keys and values of new tokens, ``[B, n_head, T, head]``, behind the others; returns all of the layer's."""
@@ -186,13 +191,12 @@ class Decoder(nn.Module):
 
         With a cache the tokens go on behind those it holds, and are added to it.
         """
-        past = cache.length if cache else 0
-        end = past + tokens.shape[1]
+        n = tokens.shape[1]
+        columns, end = cache.following(n) if cache else (torch.arange(n, device=tokens.device), n)
         if self.config.block_size < end:
             raise ValueError(f"tokens must be at most block_size = {self.config.block_size} long, got {end}: crop them")
-        columns = torch.arange(past, end, device=tokens.device)
-        starts = self.starts(tokens, cache)
-        positions = self.wpe.weight[past:end] if starts is None else self.wpe((columns - starts).clamp(min=0))
+        starts = self.starts(tokens, columns, cache)
+        positions = self.wpe.weight[end - n : end] if starts is None else self.wpe((columns - starts).clamp(min=0))
         mask = visible(columns, starts, end, self.config.attention_window)
         x = self.drop(self.wte(tokens) + positions)
         for block in self.h:
@@ -209,15 +213,15 @@ class Decoder(nn.Module):
         """Logits of hidden states: the embedding again."""
         return F.linear(hidden, self.wte.weight)
 
-    def starts(self, tokens: Int[Tensor, "B T"], cache: Cache | None) -> Int[Tensor, "B T"] | None:
+    def starts(self, tokens: Int[Tensor, "B T"], columns: Int[Tensor, "T"], cache: Cache | None) -> Int[Tensor, "B T"] | None:
         """The column where each token's text begins, with document_mask its document; None when that is 0 for all."""
         if not self.config.document_mask:
             return cache.starts[:, None].expand(tokens.shape) if cache and cache.padded else None
         starts = document_starts(tokens, self.config.vocab_size - 1)
         if cache:
-            starts = torch.maximum(torch.where(starts > 0, starts + cache.length, 0), cache.starts[:, None])
+            starts = torch.maximum(torch.where(starts > 0, starts + columns[0], 0), cache.starts[:, None])
             ended = tokens[:, -1] == self.config.vocab_size - 1
-            cache.starts = torch.where(ended, cache.length + tokens.shape[1], starts[:, -1])
+            cache.starts.copy_(torch.where(ended, columns[-1] + 1, starts[:, -1]))
         return starts
 
 

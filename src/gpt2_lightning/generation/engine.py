@@ -13,6 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from gpt2_lightning.decoder import Cache, Decoder
+from gpt2_lightning.generation.fixed import FixedCache
 from gpt2_lightning.generation.sampler import Candidates, candidates, draw, uniforms
 from gpt2_lightning.settings.sampler import SamplerConfig
 
@@ -28,15 +29,19 @@ class Session:
     """Texts being continued side by side: their tokens, the cache, and ``logits`` ``[B, V]`` of each one's next token.
 
     The context of row b begins at column ``starts[b]``. Prompts must not be empty; at most ``room`` tokens can be appended.
+    With ``fixed`` the steps are of fixed shape, and no text can be selected twice.
     """
 
-    def __init__(self, decoder: Decoder, prompts: list[list[int]], room: int, slide_by: int = 1) -> None:
+    def __init__(self, decoder: Decoder, prompts: list[list[int]], room: int, slide_by: int = 1, fixed: bool = False) -> None:
         self.decoder, self.slide_by = decoder, slide_by
+        self.cache: Cache
         device = decoder.wte.weight.device
         self.width = max(map(len, prompts))
         rows = [[PADDING] * (self.width - len(prompt)) + prompt + [PADDING] * room for prompt in prompts]
         self.tokens = torch.tensor(rows, device=device)
         self.starts = torch.tensor([self.width - len(prompt) for prompt in prompts], device=device)
+        columns = min(self.width + room, decoder.config.block_size)
+        self.fixed = FixedCache(decoder, len(prompts), columns) if fixed and room > 1 else None
         self.prefill()
 
     @property
@@ -54,14 +59,19 @@ class Session:
         self.cache = Cache(self.decoder.config, longest - kept, columns, self.decoder.wte.weight.dtype)
         hidden = self.decoder.hidden(self.history[:, -longest:].clamp(min=0), self.cache)
         self.logits = self.decoder.head(hidden[:, -1])
+        self.full = self.width + block_size - longest  # the width at which the context is
+        if self.fixed:
+            self.cache = self.fixed.load(self.cache)
 
     def append(self, tokens: Int[Tensor, "B"]) -> None:
         """Add one token to each text, and work out the logits behind it."""
         self.tokens[:, self.width] = tokens
         self.width += 1
-        if self.cache.length == self.decoder.config.block_size:
+        if self.width > self.full:
             del self.cache  # or its successor would lie beside it
             self.prefill()
+        elif self.fixed:
+            self.logits = self.fixed.step(tokens)
         else:
             self.logits = self.decoder(tokens[:, None], self.cache)[:, -1]
 
@@ -82,22 +92,24 @@ def continue_tokens(
     ended: Ended = lambda row, token: False,
     slide_by: int = 1,
     observe: Observe | None = None,
+    step: str = "auto",
 ) -> list[list[int]]:
     """The continuation of each prompt: at most ``limits`` tokens, and none behind the one of which ``ended(row, token)``.
 
-    ``keys`` are the prompts' keys of chance; ``observe`` sees every step's logits and candidates. The decoder has to be in
-    eval mode.
+    ``keys`` are the prompts' keys of chance; ``observe`` sees every step's logits and candidates. ``step`` is that of
+    GenerateConfig. The decoder has to be in eval mode.
     """
     texts: list[list[int]] = [[] for _ in prompts]
     live = [row for row, limit in enumerate(limits) if limit]
     if not live:
         return texts
-    session = Session(decoder, [prompts[row] for row in live], max(limits), slide_by)
-    for step in range(max(limits)):
+    fixed = step == "fixed" or (step == "auto" and decoder.wte.weight.is_cuda)
+    session = Session(decoder, [prompts[row] for row in live], max(limits), slide_by, fixed)
+    for place in range(max(limits)):
         found = candidates(session.logits, sampler, session.history)
         if observe:
             observe(session.logits, found)
-        tokens = draw(found, sampler, uniforms([keys[row] for row in live], step))
+        tokens = draw(found, sampler, uniforms([keys[row] for row in live], place))
         for row, token in zip(live, tokens.tolist(), strict=True):
             texts[row].append(token)
         goes_on = [not ended(row, texts[row][-1]) and len(texts[row]) < limits[row] for row in live]

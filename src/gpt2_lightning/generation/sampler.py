@@ -182,7 +182,7 @@ def draw(found: Candidates, config: SamplerConfig, u: Float[Tensor, " B"]) -> In
     p = probabilities(found, config)
     if p.shape[1] == 1:
         return found.tokens[:, 0]
-    u = u.to(p.device)[:, None]
+    u = u.to(p.device, non_blocking=True)[:, None]  # a blocking copy would wait for the step before it
     if p.shape[1] <= CHUNK**2:
         return found.tokens.gather(1, locate(p.double(), u)[0])[:, 0]
     chunks = pad(p, (0, -p.shape[1] % CHUNK)).unflatten(1, (-1, CHUNK))

@@ -153,6 +153,8 @@ def check(decoder: Decoder, starts: list[list[int]], config: GenerateConfig, sam
         raise config.refuse("slide_by", f"must be at most the context, {block_size}")
     if 1 < sampler.beams < config.n:
         raise config.refuse("n", f"must be at most sampler.beams = {sampler.beams} in beam search")
+    if config.step == "fixed" and sampler.beams > 1:
+        raise config.refuse("step", "is not for beam search, whose rows change places", "Set step=auto")
     if config.context == "stop" and longest > block_size:
         rule = f"a prompt of {longest} tokens is longer than the context, {block_size}"
         raise config.refuse("context", rule, "Set context=slide")
@@ -177,6 +179,7 @@ def sample(
     continue_tokens(
         decoder, [row.start for row in rows], [row.limit for row in rows], sampler, [row.key for row in rows],
         lambda i, token: replies[i].feed(token), config.slide_by,
+        step=config.step,
     )  # fmt: skip
     return [[reply.finish(row.prompt, why(row, config))] for reply, row in zip(replies, rows, strict=True)]
 
@@ -228,9 +231,9 @@ def generate(
 ) -> Any:
     """Each prompt and its continuation: text for a string, a list for a list, tokens ``[B * n, T_new]`` for tokens.
 
-    ``options`` are the fields of GenerateConfig: max_new_tokens, n, seed, stop, context, slide_by, numbers, batch_size.
-    With n above 1 the n texts of a prompt follow each other, in a list. Rows that end early are filled up with end-of-text.
-    Raises ConfigError.
+    ``options`` are the fields of GenerateConfig: max_new_tokens, n, seed, stop, context, slide_by, numbers, batch_size,
+    step. With n above 1 the n texts of a prompt follow each other, in a list. Rows that end early are filled up with
+    end-of-text. Raises ConfigError, and MachineError where the device cannot do what is asked.
     """
     config, sampler = GenerateConfig(**options), sampler or SamplerConfig()
     if isinstance(prompts, Tensor):

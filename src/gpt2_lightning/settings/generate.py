@@ -6,6 +6,7 @@ from typing import ClassVar
 from gpt2_lightning.settings.setting import Settings, setting
 
 NUMBERS = ("float32", "bfloat16", "int8")
+STEPS = ("auto", "fixed", "growing")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -22,6 +23,7 @@ class GenerateConfig(Settings):
     slide_by: int = setting(1, "tokens that a full context drops at once (more is faster, and forgets more)", at_least=1)
     numbers: str = setting("float32", "numbers of the matrix products", choices=NUMBERS)
     batch_size: int = setting(8, "texts continued side by side", at_least=1)
+    step: str = setting("auto", "shapes of a token's step (fixed: one launch on a GPU, and the default there)", choices=STEPS)
 
     def check_rules(self) -> None:
         """An empty stop string would stop at once, and a string is a list of its characters."""
