@@ -17,7 +17,7 @@ ROOMS = {
     "hydra": {"config", "sweep.space"},
     "omegaconf": {"config"},
     "lightning": {"module", "data.stream", "run", "dashboard", "keeper", "trainer"},
-    "optuna": {"sweep.agent", "sweep.ledger", "sweep.proposals", "sweep.space", "sweep.storage"},
+    "optuna": {"sweep.agent", "sweep.ledger", "sweep.proposals", "sweep.record", "sweep.space", "sweep.storage"},
     "sqlalchemy": {"sweep.storage"},
     "datasets": {"data.hub"},
     "tensorboard": {"dashboard"},

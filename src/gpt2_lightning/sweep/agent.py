@@ -32,6 +32,7 @@ from gpt2_lightning.sweep.outcome import Reports, classify, log_tail, read_score
 from gpt2_lightning.sweep.plan import Plan, fingerprint
 from gpt2_lightning.sweep.pool import Child, Slot
 from gpt2_lightning.sweep.proposals import build_pruner, build_sampler, halve
+from gpt2_lightning.sweep.record import write_record
 from gpt2_lightning.sweep.space import Point
 from gpt2_lightning.sweep.summary import Row, rank, rows_of, short, write_tables
 from gpt2_lightning.sweep.view import SlotLine, View
@@ -136,9 +137,11 @@ class Agent:
             return
         for text in self.ledger.reap():
             self.view.note(text)
-        self.rows = rows_of(self.ledger.roots())
+        roots = self.ledger.roots()
+        self.rows = rows_of(roots)
         if self.dirty:
             write_tables(self.rows, self.plan)
+            write_record(roots, self.plan)
         self.reaped, self.dirty = time.monotonic(), False
 
     def over(self) -> bool:
@@ -150,6 +153,7 @@ class Agent:
         roots = self.ledger.roots()
         self.rows = rows_of(roots)
         write_tables(self.rows, self.plan)
+        write_record(roots, self.plan)
         return all(root.outcome is not None for root in roots)
 
     def confirm(self, roots: list[Root]) -> None:
@@ -377,7 +381,7 @@ class Agent:
         values = more.pop("values", {})
         outcome = {"state": state, "class": kind, "reason": reason, "values": values, "steps": work.step, **more}
         outcome |= {"seconds": round(time.monotonic() - work.begun, 1), "folder": str(work.trained or work.folder)}
-        outcome |= {"fingerprint": fingerprint(work.config)}
+        outcome |= {"fingerprint": fingerprint(work.config), "slot": work.slot.index}
         outcome |= self.constraints(work, state)
         outcome |= self.to_optuna(work, outcome)
         if kind:
