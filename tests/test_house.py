@@ -14,10 +14,11 @@ from tests.conftest import Command
 SOURCE = Path(gpt2_lightning.__file__).parent
 ROOT = Path(__file__).parents[1]
 ROOMS = {
-    "hydra": {"config"},
+    "hydra": {"config", "sweep.space"},
     "omegaconf": {"config"},
     "lightning": {"module", "data.stream", "run", "dashboard", "keeper", "trainer"},
-    "optuna": set(),
+    "optuna": {"sweep.agent", "sweep.ledger", "sweep.outcome", "sweep.proposals", "sweep.space", "sweep.storage"},
+    "sqlalchemy": {"sweep.storage"},
     "datasets": {"data.hub"},
     "tensorboard": {"dashboard"},
     "tiktoken": {"data.tokens"},
@@ -26,7 +27,7 @@ ROOMS = {
 }
 HEIGHT = ["errors", "processor", "settings", "config", "lock", "signals", "folder", "weights", "decoder", "loss", "optimizer",
           "metrics", "text_metrics", "checkpoint", "data", "generation", "guard", "module", "dashboard", "ranks", "keeper",
-          "trainer", "run", "__main__"]  # fmt: skip
+          "trainer", "run", "trial", "sweep", "__main__"]  # fmt: skip
 
 
 def modules() -> dict[str, set[str]]:

@@ -15,7 +15,7 @@ import random
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import BaseJournalBackend
+from optuna.trial import TrialState
 from sqlalchemy import URL, event, exc, make_url
 
 from gpt2_lightning.errors import OutputError, PlatformError, StudyError, first_line
@@ -44,7 +45,7 @@ LOCK_SECONDS: Final = 10.0
 TABLE_TRIES: Final = 8
 # SQLite takes its lock before the first read, or two claims of one trial both succeed. PostgreSQL drops a transaction whose
 # process was paused within it, or its row lock stops everybody.
-OPENINGS: Final = {"sqlite": "BEGIN IMMEDIATE", "postgresql": "SET LOCAL idle_in_transaction_session_timeout = '30s'"}
+OPENINGS: Final = {"postgresql": "SET LOCAL idle_in_transaction_session_timeout = '30s'"}
 ALIVE: Final = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
 CONNECT: Final[dict[str, dict[str, Any]]] = {
     "sqlite": {"timeout": 30, "isolation_level": None},
@@ -54,7 +55,7 @@ CONNECT: Final[dict[str, dict[str, Any]]] = {
     "mysql+mysqldb": {"connect_timeout": CONNECT_SECONDS},
 }
 SECRETS: Final = (
-    (re.compile(r"(\w://[^\s:/@]*:)\S*@"), r"\1***@"),
+    (re.compile(r"(\w://[^\s:/@]*:)(?:[^/\n]*@\S*@|[^/\n]*@|\S*@)"), r"\1***@"),
     (re.compile(r"(?i)(pass(?:word|wd)|pwd)(=|[\"']\s*:\s*)(\"[^\"]*\"|'[^']*'|[^\s&\"',;)]+)"), r"\1\2***"),
 )
 
@@ -83,11 +84,11 @@ def open_storage(asked: str, folder: Path) -> BaseStorage:
     return open_database(URL.create("sqlite", database=str(folder / "study.db")) if asked == "sqlite" else parsed_url(asked))
 
 
-def open_journal(path: Path) -> JournalStorage:
+def open_journal(path: Path) -> BaseStorage:
     """A journal, replayed; the file is made where there is none."""
     require_writable(path)
     try:
-        return JournalStorage(JournalFile(path))
+        return Journal(JournalFile(path))
     except OSError as error:
         raise StudyError("the study's journal cannot be read", key=KEY, value=str(path), rule=first_line(error)) from error
 
@@ -116,9 +117,7 @@ def parsed_url(text: str) -> URL:
         raise StudyError("the study's storage cannot be understood", key=KEY, rule=rule) from None
     url = url.set(drivername=DRIVERS.get(url.drivername, url.drivername))
     if url.drivername == "sqlite" and url.database in (None, "", ":memory:"):
-        raise StudyError(
-            "the study's storage cannot be used", key=KEY, value=text, rule="a study outlives its process. Name a file"
-        )
+        raise StudyError("the study's storage cannot be used", key=KEY, value=text, rule="it would be gone with its process")
     return url
 
 
@@ -146,7 +145,7 @@ def open_database(url: URL) -> RDBStorage:
 def connected(url: URL) -> RDBStorage:
     """One attempt at it."""
     arguments = {key: value for key, value in CONNECT.get(url.drivername, {}).items() if key not in url.query}
-    text = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")  # Optuna takes it for a template
+    text = url.render_as_string(hide_password=False)  # with braces in it as %7B: Optuna takes it for a template
     storage = RDBStorage(text, engine_kwargs={"pool_pre_ping": True, "connect_args": arguments})
     opening = OPENINGS.get(storage.engine.name)
     if opening is not None:
@@ -193,7 +192,7 @@ def is_away(error: Exception) -> bool:
     """Whether the storage did not answer, or not now, rather than said no."""
     error = source(error)
     if isinstance(error, exc.DBAPIError):
-        return error.connection_invalidated or isinstance(error, exc.OperationalError | exc.InterfaceError | exc.InternalError)
+        return error.connection_invalidated or isinstance(error, exc.OperationalError | exc.InterfaceError)
     return isinstance(error, StorageInternalError | exc.TimeoutError | OSError) and not isinstance(error, PlatformError)
 
 
@@ -206,10 +205,11 @@ class Patience:
     """Calls on a storage that may be away for a while: tried again for ``seconds``, at first after 0.2 s, at last every 5 s.
 
     The answer may have been lost after the work was done, so a call tried again must bear being done twice. Reads do, and so do
-    attributes, parameters and intermediate values (the same again). Not so:
-    creating a trial (a second one appears: give it a mark of its own among its attributes and look for the mark first);
-    creating a study (DuplicatedStudyError: ``load_if_exists``); telling a trial (UpdateFinishedTrialError: read it, compare);
-    claiming one (False though it was won: put the claim's mark in an attribute and read it).
+    attributes, parameters and intermediate values: it is the same again. Not so
+    creating a trial: a second one appears. Give it a mark among its attributes, and look for the mark before each try;
+    creating a study: DuplicatedStudyError. ``load_if_exists`` bears it;
+    telling a trial: UpdateFinishedTrialError. Read it and compare;
+    claiming one: False though it was won. Read it, and compare a mark set in an attribute.
     """
 
     seconds: float = 300.0
@@ -226,8 +226,8 @@ class Patience:
                 if not is_away(error):
                     raise
                 now = time.monotonic()
-                if True:
-                    began = began or now
+                if began is None:
+                    began = now
                     say(f"warning: the study's storage is away: {reason(error)}; trying again for {self.seconds:g} s")
                 if now - began >= self.seconds:
                     rule = f"it has not answered for {self.seconds:g} s: {reason(error)}"
@@ -251,6 +251,22 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+class Stale(Exception):
+    """The journal has grown since it was last read."""
+
+
+class Journal(JournalStorage):
+    """Optuna's journal, of whose claims one wins: alone it also believes a former holder that claims a trial again."""
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        """Tell or claim a trial; False where another process holds it."""
+        while True:
+            try:
+                return super().set_trial_state_values(trial_id, state, values)
+            except Stale:
+                continue
+
+
 class JournalFile(BaseJournalBackend):
     """Optuna's journal in a file at ``path``, which exists: one JSON object a line, for the processes of one machine."""
 
@@ -270,10 +286,15 @@ class JournalFile(BaseJournalBackend):
         return logs
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Put lines at the end, on the disk when this returns; raises OSError with the file as it was."""
+        """Put lines at the end, on the disk when this returns; raises OSError with the file as it was.
+
+        A claim is judged by what has been read, so it raises Stale where there is more.
+        """
         text = b"".join(json.dumps(log, separators=(",", ":")).encode() + b"\n" for log in logs)
         with self.locked(os.O_RDWR | os.O_APPEND, fcntl.LOCK_EX) as file:
             whole = self.starts[-1] + self.since(file, len(self.starts) - 1).rfind(b"\n") + 1
+            if whole > self.starts[-1] and any(map(is_claim, logs)):
+                raise Stale
             os.ftruncate(file, whole)  # the torn line of a killed writer
             try:
                 write_all(file, text)
@@ -323,6 +344,11 @@ class JournalFile(BaseJournalBackend):
         rule = f"{self.path}:{number + 1} is not a line of Optuna's journal"
         remedy = "Bring the file back from a copy, or cut it before that line to lose what follows"
         raise StudyError("the study's journal is damaged", rule=rule, remedy=remedy)
+
+
+def is_claim(log: dict[str, Any]) -> bool:
+    """Whether the operation takes a waiting trial."""
+    return "trial_id" in log and log.get("state") == TrialState.RUNNING
 
 
 def read_all(file: int, begin: int, end: int) -> bytes:
