@@ -1,7 +1,7 @@
-"""What stands for ``python -m gpt2_lightning trial`` in the tests of the engine: settings in; a run's files and exit status out.
+"""What stands for ``python -m gpt2_lightning trial`` in the engine's tests: settings in; a run's files and exit status out.
 
-Its numbers are a pure function of the settings, carried from step to step, so that going on from a wrong place shows. FAKE holds
-JSON: ``ms`` of a step, and what is wrong with which trial. Run without site-packages: a Python's start, and no more.
+Its numbers are a pure function of the settings, carried from step to step, so that going on from a wrong place shows. FAKE
+holds JSON: ``ms`` of a step, and what is wrong with which trial. Run without site-packages: a Python's start, and no more.
 """
 
 import json

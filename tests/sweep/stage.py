@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ class Stage:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.storage, self.fake = folder, storage, fake or {}
         self.words = [*NANO, *SPACE, "sweep.name=study", "sweep.n_trials=8", "sweep.sampler=random", "sweep.pruner=none",
-                      "trainer.max_steps=20", "trainer.val_every=5", "checkpoint.every=2", "sweep.lease_seconds=2", *more]  # fmt: skip
+                      "trainer.max_steps=20", "trainer.val_every=5", "checkpoint.every=2",
+                      "sweep.lease_seconds=2", *more]  # fmt: skip
         if storage == "sqlite":
             self.words.append("sweep.storage=sqlite")
         self.env = {"GPT2_LIGHTNING_STORAGE": storage} if "://" in storage else {}
@@ -89,7 +91,7 @@ class Stage:
     def ledger(self, n_trials: int = 8, name: str = "study", directions: Sequence[str] = ("minimize",)) -> Ledger:
         """The study as it is in the storage."""
         storage = open_storage(self.storage, self.folder / "outputs/sweeps" / name)
-        return Ledger.open(name, storage, Patience(seconds=20), 2.0, list(directions), n_trials)
+        return Ledger.open(name, storage, Patience(seconds=20.0), 2.0, list(directions), n_trials)
 
     def roots(self, n_trials: int = 8) -> list[Root]:
         return self.ledger(n_trials).roots()
@@ -130,10 +132,8 @@ class Stage:
 
 
 def kill(pid: int, number: int = signal.SIGKILL) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass
 
 
 assert command.study
