@@ -172,8 +172,9 @@ def read_overrides(words: list[str]) -> tuple[list[str], dict[str, str]]:
             continue
         try:
             override = OverridesParser.create().parse_override(word)
-        except HydraException as error:
-            raise explain([word], error) from error
+        except HydraException:  # composing says what is wrong with it
+            plain.append(word)
+            continue
         if override.is_sweep_override():
             offered[key] = text
         else:

@@ -4,13 +4,14 @@ One number: 1 command for all three: a study that is there, asked the same, goes
 """
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gpt2_lightning.errors import ConfigError, StudyError
 from gpt2_lightning.signals import Interrupted
 from gpt2_lightning.sweep.agent import Agent
-from gpt2_lightning.sweep.ledger import Ledger
+from gpt2_lightning.sweep.ledger import Ledger, finished
 from gpt2_lightning.sweep.plan import Plan, read_plan
 from gpt2_lightning.sweep.pool import make_slots
 from gpt2_lightning.sweep.proposals import build_pruner, build_sampler
@@ -21,6 +22,7 @@ from gpt2_lightning.sweep.view import View
 __all__ = ["best_file", "study"]
 
 PATIENCE_SECONDS = 600.0
+OWN_FILE = {"journal": "journal.log", "sqlite": "study.db"}  # in the study's folder
 
 
 def study(words: list[str]) -> None:
@@ -44,34 +46,70 @@ def study(words: list[str]) -> None:
 
 
 def headline(plan: Plan, ledger: Ledger, slots: int) -> str:
-    """What begins, or goes on."""
+    """What begins, goes on, or is finished."""
     searched = ", ".join(p.name for p in (*plan.space.parameters, *plan.decode.parameters))
-    begun = "begins" if ledger.new else "goes on"
+    done = finished(ledger.roots(), plan.n_trials)
+    if done == plan.n_trials:
+        return f"study {plan.sweep.name} is finished: {done} trials over {searched}"
+    begun = "begins" if ledger.new else f"goes on, {done} done"
     return f"study {plan.sweep.name} {begun}: {plan.n_trials} trials on {slots} slot{'s' * (slots > 1)}, over {searched}"
 
 
 def open_study(plan: Plan, patience: Patience) -> tuple[Plan, Ledger]:
     """The study of that name that was asked the same, or a new one; raises StudyError where it was asked something else."""
     name, version = plan.sweep.name, 1
-    storage = None
     while True:
-        named = f"{name}-v{version}" if version > 1 else name
-        candidate = replace(plan, sweep=replace(plan.sweep, name=named))
-        candidate.folder.mkdir(parents=True, exist_ok=True)
-        if storage is None or asked_storage(plan.sweep.storage) in ("journal", "sqlite"):
-            storage = open_storage(asked_storage(plan.sweep.storage), candidate.folder)
-        ledger = Ledger.open(named, storage, patience, plan.sweep.lease_seconds, plan.sweep.directions)
-        there = ledger.asked()
-        if there is None:
-            ledger.ask_for(candidate.asked())
-            return candidate, ledger
-        differ = differences(there, candidate.asked())
+        candidate = named(plan, name if version == 1 else f"{name}-v{version}")
+        ledger = open_ledger(candidate, patience)
+        asked = candidate.asked()
+        differ = differences(ledger.agree(asked, partial(warm_up, candidate, ledger)), asked)
         if not differ:
+            candidate.folder.mkdir(parents=True, exist_ok=True)
             return candidate, ledger
-        newer = (candidate.folder.parent / f"{name}-v{version + 1}").is_dir()
-        if not plan.sweep.new_version and not newer:
-            raise was_asked(named, differ)
         version += 1
+        if not plan.sweep.new_version and not is_there(named(plan, f"{name}-v{version}"), ledger):
+            raise was_asked(candidate.sweep.name, differ)
+
+
+def named(plan: Plan, name: str) -> Plan:
+    """The plan of a study of another name."""
+    return replace(plan, sweep=replace(plan.sweep, name=name))
+
+
+def open_ledger(plan: Plan, patience: Patience) -> Ledger:
+    """The ledger of the plan's study, which is begun where there is none."""
+    storage = open_storage(asked_storage(plan.sweep.storage), plan.folder)
+    return Ledger.open(
+        plan.sweep.name, storage, patience, plan.sweep.lease_seconds, plan.sweep.directions, n_trials=plan.n_trials
+    )
+
+
+def is_there(plan: Plan, other: Ledger) -> bool:
+    """Whether the plan's study was begun: in its own folder, or in the storage it shares with another."""
+    if asked_storage(plan.sweep.storage) in OWN_FILE:
+        return (plan.folder / OWN_FILE[asked_storage(plan.sweep.storage)]).exists()
+    return plan.sweep.name in [study.study_name for study in other.call(other.storage.get_all_studies)]
+
+
+def warm_up(plan: Plan, ledger: Ledger) -> None:
+    """Have the sampler know the complete trials of ``sweep.warm_start``, as far as they fit; raises StudyError."""
+    name = plan.sweep.warm_start
+    if not name:
+        return
+    source = named(plan, name)
+    if name == plan.sweep.name or not is_there(source, ledger):
+        raise StudyError("study to start from", key="sweep.warm_start", value=name, rule="is not there")
+    there = open_ledger(source, ledger.patience)
+    asked, now = there.asked() or {}, plan.asked()
+    differ = [text for text in differences(asked, now) if text.startswith(("objective", "direction"))]
+    if differ:
+        rule = f"was judged by something else: {'; '.join(differ)}"
+        raise StudyError("study to start from", key="sweep.warm_start", value=name, rule=rule)
+    for row in rows_of(there.roots()):
+        params = plan.space.told(row.point)
+        if row.fit and params:
+            distributions = {p.name: p.distribution for p in plan.space.parameters if p.name in params}
+            ledger.learn(f"{name}/{row.name}", params, distributions, [row.values[key] for key in plan.sweep.objectives])
 
 
 def was_asked(name: str, differ: list[str]) -> StudyError:

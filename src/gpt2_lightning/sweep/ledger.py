@@ -1,10 +1,10 @@
 """The ledger of a study: Optuna's storage in; trials that are claimed, leased, taken over and told, each once, out.
 
 A *root* is one training of the study, its *place* the rank of its first trial among all roots: places 0 to n - 1 are the study,
-and of agents that claim the last one at once the later ones withdraw. A trial whose agent is gone is failed without an outcome,
-which only one can do, and the root is queued again with the same parameters; of two successors the older one counts. A trial is
-over once it has an *outcome*. Every storage has what this takes: trials are numbered in order, and a finished one never
-changes.
+and of agents that claim the last one at once the later ones find that they have a place behind it and let go. A trial whose
+agent is gone is failed without an outcome, which only one can do, and the root is queued again with the same parameters; of
+two successors the older one counts. A trial is over once it has an *outcome*. Every storage has what this takes: trials are
+numbered in order, and a finished one never changes.
 One number: an agent that is dead on this machine is known at once, one elsewhere after ``lease_seconds`` without a sign of
 life.
 Choice not taken: Optuna's heartbeat, which only some storages have, and only inside ``study.optimize``.
@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -29,6 +30,7 @@ from gpt2_lightning.sweep.storage import Patience
 __all__ = ["Claim", "Ledger", "Lost", "Root"]
 
 ASKED, AGENT, LEFT = "asked", "agent:", "left"
+SETTLE_SECONDS = 5.0  # for the beginner of a study to say what it is held to
 ORPHANED_SECONDS = 2.0  # between a trial's failing and its successor, unless an agent was killed there
 
 
@@ -56,6 +58,11 @@ class Root:
         return self.last.user_attrs.get("outcome") if self.last.state.is_finished() else None
 
     @property
+    def begun(self) -> bool:
+        """Whether it was ever given settings."""
+        return any("point" in t.user_attrs for t in self.attempts)
+
+    @property
     def name(self) -> str:
         """What its folder is called."""
         return self.attempts[0].user_attrs.get("name") or f"trial-{self.place:03d}"
@@ -79,18 +86,21 @@ class Claim:
 class Ledger:
     """The study as one agent sees it. ``new`` says whether this agent began it."""
 
-    def __init__(self, study: optuna.Study, storage: Any, patience: Patience, lease_seconds: float, new: bool) -> None:
-        self.study, self.storage, self.call, self.lease_seconds, self.new = study, storage, patience.call, lease_seconds, new
-        self.id = storage.get_study_id_from_name(study.study_name)
+    def __init__(self, study: optuna.Study, patience: Patience, lease_seconds: float, n_trials: int, new: bool) -> None:
+        self.study, self.storage, self.patience = study, study._storage, patience
+        self.call, self.lease_seconds, self.n_trials, self.new = patience.call, lease_seconds, n_trials, new
+        self.id = study._study_id
         self.me = f"{socket.gethostname()}.{os.getpid()}.{time.time_ns() % 10**9:09d}"
         self.seen: dict[str, tuple[Any, float]] = {}
         self.orphans: dict[int, float] = {}
         self.beats = 0
-        self.last_beat = 0.0
+        self.last_beat = self.looked = 0.0
         self.prepare: Callable[[int], Any] = lambda number: None
 
     @staticmethod
-    def open(name: str, storage: Any, patience: Patience, lease_seconds: float, directions: list[str]) -> "Ledger":
+    def open(
+        name: str, storage: Any, patience: Patience, lease_seconds: float, directions: list[str], n_trials: int
+    ) -> "Ledger":
         """Begin or join the study of that name."""
 
         def begin() -> tuple[optuna.Study, bool]:
@@ -102,15 +112,31 @@ class Ledger:
                 return optuna.load_study(storage=storage, study_name=name), False
 
         study, new = patience.call(begin)
-        return Ledger(study, storage, patience, lease_seconds, new)
+        return Ledger(study, patience, lease_seconds, n_trials, new)
 
     def asked(self) -> dict[str, Any] | None:
         """What the study was begun with; None where its beginner has not said it yet."""
         return self.call(lambda: self.storage.get_study_user_attrs(self.id)).get(ASKED)
 
-    def ask_for(self, asked: dict[str, Any]) -> None:
-        """Note what the study is held to."""
-        self.call(lambda: self.storage.set_study_user_attr(self.id, ASKED, asked))
+    def agree(self, asked: dict[str, Any], prepare: Callable[[], None]) -> dict[str, Any]:
+        """What the study is held to: what its beginner has said, or what this agent asks if that one is not heard of.
+
+        Who says it has had the study prepared.
+        """
+        end = time.monotonic() + (0 if self.new else SETTLE_SECONDS)
+        while (there := self.asked()) is None and time.monotonic() < end:
+            time.sleep(0.1)
+        if there is None:
+            prepare()
+            self.call(lambda: self.storage.set_study_user_attr(self.id, ASKED, asked))
+        return there or asked
+
+    def learn(
+        self, origin: str, params: dict[str, Any], distributions: dict[str, BaseDistribution], values: list[float]
+    ) -> None:
+        """Add a finished trial of another study, which takes no place in this one; once for an origin."""
+        if not any(t.user_attrs.get("from") == origin for t in self.trials()):
+            self.add(TrialState.COMPLETE, {"from": origin}, params=params, distributions=distributions, values=values)
 
     def trials(self) -> list[FrozenTrial]:
         """All trials, oldest first; not to be changed."""
@@ -118,15 +144,22 @@ class Ledger:
 
     def roots(self) -> list[Root]:
         """The study's trainings in order of their places, then those beside it."""
+        return [root for root in self.all_roots() if self.counts(root) or root.begun]
+
+    def counts(self, root: Root) -> bool:
+        """Whether the root is one that this agent is to see done."""
+        return root.place is None or root.place < self.n_trials
+
+    def all_roots(self) -> list[Root]:
+        """The same, and places behind the study's last that were claimed at the same time as it."""
         roots: dict[Any, Root] = {}
         beside: dict[str, Root] = {}
         for trial in self.trials():
             attrs = trial.user_attrs
-            if "from" in attrs or "root" not in attrs or attrs.get("outcome", {}).get("state") == "withdrawn":
+            if "root" not in attrs:
                 continue
-            name = attrs.get("name")
-            if name is not None:
-                beside.setdefault(name, Root(None)).attempts.append(trial)
+            if "name" in attrs:
+                beside.setdefault(attrs["name"], Root(None)).attempts.append(trial)
             elif attrs["root"] is None:
                 roots[trial.number] = Root(len(roots), [trial])
             elif attrs["root"] in roots:
@@ -152,41 +185,50 @@ class Ledger:
         """The last sign of life."""
         self.call(lambda: self.storage.set_study_user_attr(self.id, AGENT + self.me, LEFT))
 
-    def gone(self, agent: str | None, lives: dict[str, Any]) -> bool:
-        """Whether an agent is known to be dead, or has given no sign of life for the time of a lease by this agent's clock."""
+    def gone(self, trial: FrozenTrial, lives: dict[str, Any]) -> bool:
+        """Whether a trial's agent is known to be dead, or gives no sign of life for the time of a lease by this one's clock."""
+        agent = trial.user_attrs.get("agent")
         if agent == self.me:
             return False
         life = lives.get(AGENT + str(agent))
         if life == LEFT:
             return True
-        if isinstance(life, dict) and life["machine"] == machine():
-            return process_state(life["pid"]) is None or birth(life["pid"]) != life["born"] or self.silent(agent, life)
-        return self.silent(agent, life)
+        if isinstance(life, dict) and life["machine"] == machine() and not same_process(life):
+            return True
+        return self.silent(agent or f"of {trial.number}", life)
 
-    def silent(self, agent: str | None, life: Any) -> bool:
+    def silent(self, agent: str, life: Any) -> bool:
         """Whether the sign of life has not changed for the time of a lease."""
-        before, since = self.seen.get(str(agent), (None, 0.0))
+        before, since = self.seen.get(agent, (None, 0.0))
         if before != (life,):
-            self.seen[str(agent)] = ((life,), time.monotonic())
+            self.seen[agent] = ((life,), time.monotonic())
             return False
         return time.monotonic() - since > self.lease_seconds
 
     def reap(self) -> list[str]:
         """Queue again what agents that are gone were training; returns what was done, in words."""
-        roots, done = self.roots(), []
+        roots = self.all_roots()
         lives = self.call(lambda: self.storage.get_study_user_attrs(self.id))
-        for root in roots:
-            trial = root.last
-            agent = trial.user_attrs.get("agent")
-            if trial.state == TrialState.RUNNING and self.gone(agent, lives):
+        if time.monotonic() - self.looked > self.lease_seconds / 2:
+            self.seen.clear()  # paused, or the storage away: nobody else's sign could be seen either
+        self.looked = time.monotonic()
+        return [text for root in roots if (text := self.reap_one(root, lives))]
+
+    def reap_one(self, root: Root, lives: dict[str, Any]) -> str:
+        """What was done for a root: nothing, mostly."""
+        last = root.last
+        for trial in root.attempts:
+            if trial.state == TrialState.RUNNING and self.gone(trial, lives):
                 if "outcome" in trial.user_attrs:
                     self.conclude(trial._trial_id, trial.user_attrs["outcome"])
-                elif self.hand_back(trial, root):
-                    done.append(f"{root.name} is taken over from {agent}")
-            elif trial.state.is_finished() and "outcome" not in trial.user_attrs and self.orphaned(trial.number):
-                self.queue_again(trial, root)
-                done.append(f"{root.name} is queued again")
-        return done
+                elif trial is not last:
+                    self.fail(trial._trial_id)
+                elif self.hand_back(trial, root) and self.counts(root):
+                    return f"{root.name} is taken over from {trial.user_attrs.get('agent')}"
+        if last.state.is_finished() and root.outcome is None and self.counts(root) and self.orphaned(last.number):
+            self.queue_again(last, root)
+            return f"{root.name} is queued again"
+        return ""
 
     def orphaned(self, number: int) -> bool:
         """Whether a trial has been failed for longer than its successor takes to appear."""
@@ -194,26 +236,30 @@ class Ledger:
 
     def hand_back(self, trial: FrozenTrial, root: Root) -> bool:
         """Fail a trial without an outcome, and queue its root again; False where another agent was quicker."""
+        if not self.fail(trial._trial_id):
+            return False
+        if self.counts(root):
+            self.queue_again(trial, root)
+        return True
+
+    def fail(self, trial_id: int) -> bool:
+        """Finish a trial without an outcome; False where it was finished."""
         try:
-            if not self.call(lambda: self.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)):
-                return False
+            return self.call(lambda: self.storage.set_trial_state_values(trial_id, TrialState.FAIL))
         except UpdateFinishedTrialError:
             return False
-        self.queue_again(trial, root)
-        return True
 
     def queue_again(self, trial: FrozenTrial, root: Root) -> None:
         """A successor with the parameters the root has, to be claimed by whoever is free."""
         attrs = {k: v for k, v in trial.user_attrs.items() if k in ("name", "beside")}
         attrs |= {"root": root.attempts[0].number, "attempt": len(root.attempts)}
-        fixed = trial.params or trial.system_attrs.get("fixed_params", {})
-        self.add(TrialState.WAITING, attrs, fixed)
+        self.add(TrialState.WAITING, attrs, {**trial.system_attrs.get("fixed_params", {}), **trial.params})
 
-    def add(self, state: TrialState, attrs: dict[str, Any], fixed: dict[str, Any] | None = None) -> int:
+    def add(self, state: TrialState, attrs: dict[str, Any], fixed: dict[str, Any] | None = None, **more: Any) -> int:
         """A new trial, whole in one step, and one even where the storage's answer was lost; returns the storage's id of it."""
         mark = uuid.uuid4().hex
         template = create_trial(state=state, user_attrs=attrs | {"mark": mark},
-                                system_attrs={"fixed_params": fixed} if fixed else {})  # fmt: skip
+                                system_attrs={"fixed_params": fixed} if fixed else {}, **more)  # fmt: skip
         tries = 0
 
         def create() -> int:
@@ -225,20 +271,15 @@ class Ledger:
 
         return self.call(create)
 
-    def claim(self, n_trials: int, fixed: Callable[[int], dict[str, Any] | None]) -> Claim | None:
+    def claim(self, fixed: Callable[[int], dict[str, Any] | None]) -> Claim | None:
         """A trial that is queued, or the next place's; None while all are taken. ``fixed``: what a place has from the start."""
-        waiting = [t for t in self.trials() if t.state == TrialState.WAITING]
-        for trial in waiting:
-            if self.win(trial):
-                found = self.mine(trial.number)
-                if found:
-                    return found
-        if sum(root.place is not None for root in self.roots()) >= n_trials:
+        roots = [root for root in self.all_roots() if self.counts(root)]
+        for trial in (t for root in roots for t in root.attempts if t.state == TrialState.WAITING):
+            if self.win(trial) and (found := self.mine(trial._trial_id, fixed)):
+                return found
+        if sum(root.place is not None for root in roots) >= self.n_trials:
             return None
-        trial_id = self.add(TrialState.RUNNING, {"root": None, "attempt": 0, "agent": self.me})
-        number = self.call(lambda: self.storage.get_trial(trial_id)).number
-        found = self.mine(number, n_trials, fixed)
-        return found
+        return self.mine(self.add(TrialState.RUNNING, {"root": None, "attempt": 0, "agent": self.me}), fixed)
 
     def win(self, trial: FrozenTrial) -> bool:
         """Take a queued trial; False where another agent was quicker."""
@@ -250,21 +291,21 @@ class Ledger:
         except UpdateFinishedTrialError:
             return False
 
-    def mine(self, number: int, n_trials: int | None = None, fixed: Callable[[int], Any] | None = None) -> Claim | None:
-        """The claim on a running trial; None, and the trial withdrawn, where its root has another or the study is full."""
-        root = next((r for r in self.roots() if any(t.number == number for t in r.attempts)), None)
-        if root is None:
+    def mine(self, trial_id: int, fixed: Callable[[int], dict[str, Any] | None]) -> Claim | None:
+        """The claim on a running trial; None where the study is full or its root has an older one, and it is let go."""
+        root, trial = next((r, t) for r in self.all_roots() for t in r.attempts if t._trial_id == trial_id)
+        older = [
+            t for t in root.attempts if t.number < trial.number and (not t.state.is_finished() or "outcome" in t.user_attrs)
+        ]
+        if older or not self.counts(root):
+            self.fail(trial_id)
             return None
-        trial = next(t for t in root.attempts if t.number == number)
-        full = n_trials is not None and root.place is not None and root.place >= n_trials
-        older = [t for t in root.attempts if t.number < number and (not t.state.is_finished() or "outcome" in t.user_attrs)]
-        if full or older:
-            self.end(trial._trial_id, {"state": "withdrawn"})
-            return None
-        if fixed is not None and root.place is not None and (given := fixed(root.place)):
-            self.call(lambda: self.storage.set_trial_system_attr(trial._trial_id, "fixed_params", given))
-        self.study.sampler = self.prepare(number) or self.study.sampler
-        made = self.call(lambda: optuna.Trial(self.study, trial._trial_id))
+        given = fixed(root.place) if root.place is not None else None
+        if given and "fixed_params" not in trial.system_attrs:
+            self.call(lambda: self.storage.set_trial_system_attr(trial_id, "fixed_params", given))
+        self.study.sampler = self.prepare(trial.number) or self.study.sampler
+        self.study._thread_local.cached_all_trials = None  # as study.ask does, or the sampler sees the first trials for ever
+        made = self.call(lambda: optuna.Trial(self.study, trial_id))
         return Claim(made, root.name, root.place, {**trial.user_attrs})
 
     def enqueue(self, name: str, attrs: dict[str, Any]) -> None:
@@ -317,6 +358,11 @@ class Ledger:
             return self.call(lambda: self.storage.set_trial_state_values(trial_id, state, values))
         except UpdateFinishedTrialError:
             return False
+
+
+def same_process(life: dict[str, Any]) -> bool:
+    """Whether the process of a sign of life from this machine is there."""
+    return process_state(life["pid"]) is not None and birth(life["pid"]) == life["born"]
 
 
 def finished(roots: Iterable[Root], n_trials: int) -> int:

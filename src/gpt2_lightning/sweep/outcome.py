@@ -7,29 +7,33 @@ dead answers nothing, and what a run writes is all a person would look at.
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Reports", "classify", "log_tail", "read_scores", "training_values"]
+from optuna.trial import FrozenTrial
+
+__all__ = ["Reports", "best_candidate", "broken_by", "classify", "log_tail", "training_values", "worst"]
 
 TAIL = 2000
+WORST = 1e3  # told of a diverged trial where no other value is known
+OF_CONSTRAINT = {"peak_memory": "speed/peak_memory", "seconds": "seconds", "parameters": "parameters"}
 Line = dict[str, Any]
 
 
 class Reports:
-    """The lines of a run's metrics.jsonl as they are written; from the beginning where a run went on from a checkpoint."""
+    """The lines of a run's metrics.jsonl as they are written; a run that goes on from a checkpoint is to be read anew."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.offset, self.known = path, 0, 0
+        self.path, self.offset = path, 0
 
     def new(self) -> Iterator[Line]:
-        """The whole lines since the last call, each step's once."""
+        """The whole lines since the last call."""
         try:
+            if self.path.stat().st_size == self.offset:
+                return
             with self.path.open("rb") as file:
-                if self.path.stat().st_size < self.offset:
-                    self.offset = 0
                 file.seek(self.offset)
                 data = file.read()
         except OSError:
@@ -42,7 +46,7 @@ class Reports:
 
 
 def classify(status: int, log: str) -> tuple[str, str]:
-    """The class of a failure (killed, out of memory, diverged, error) and its reason, from exit status and log."""
+    """The class of a failure (killed, out of memory, diverged, held, disk, error) and its reason, from exit status and log."""
     lines = [line for line in log.splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     reason = errors[-1] if errors else lines[-1] if lines else "it said nothing"
@@ -56,8 +60,8 @@ def classify(status: int, log: str) -> tuple[str, str]:
         return "out of memory", reason
     if status == 7 and re.search(r"^(rank|data worker|worker) ?\d*.*(signal|ended)", reason):
         return "killed", reason
-    if status == 8 and "is held by process" in reason:
-        return "held", reason
+    if status == 8:
+        return "held" if "is held by process" in reason else "disk", reason
     return "error", reason
 
 
@@ -89,9 +93,38 @@ def training_values(folder: Path, objectives: list[str], directions: list[str]) 
     return values
 
 
-def read_scores(folder: Path) -> list[Line]:
-    """The measures of each decode-time candidate; empty where none were asked for."""
+def broken_by(folder: Path, constraints: dict[str, float]) -> dict[str, float]:
+    """By how much a run breaks each constraint: above 0 where it does."""
+    names = [OF_CONSTRAINT[name] for name in constraints]
+    found = training_values(folder, names, ["minimize"] * len(names))
+    return {name: found.get(OF_CONSTRAINT[name], math.inf) - most for name, most in constraints.items()}
+
+
+def worst(trials: Iterable[FrozenTrial], directions: list[str]) -> list[float]:
+    """For a diverged trial: worse than every value that the others have reached, and finite."""
+    others = [t for t in trials if t.user_attrs.get("outcome", {}).get("class") != "diverged"]
+    found = []
+    for i, direction in enumerate(directions):
+        known = [v for t in others for v in known_values(t, i)] or [0.0, WORST]
+        margin = max((max(known) - min(known)) * 0.1, abs(max(known, key=abs)) * 0.01, 1e-6)
+        found.append(max(known) + margin if direction == "minimize" else min(known) - margin)
+    return found
+
+
+def known_values(trial: FrozenTrial, i: int) -> list[float]:
+    """The finite values of one objective that a trial has reached, those on its way too of the first."""
+    values = [trial.values[i]] if trial.values and len(trial.values) > i else []
+    values += list(trial.intermediate_values.values()) if i == 0 else []
+    return [v for v in values if math.isfinite(v)]
+
+
+def best_candidate(folder: Path, asked: Path, by: str, direction: str) -> dict[str, Any]:
+    """The best of the decode-time candidates by a measure, with its whole sampler; of equals the first. Empty without any."""
     try:
-        return json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+        scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+        samplers = json.loads(asked.read_text(encoding="utf-8"))["samplers"]
     except (OSError, ValueError):
-        return []
+        return {}
+    sign = -1 if direction == "maximize" else 1
+    fit = [(sign * score["measures"][by], i) for i, score in enumerate(scores) if by in score["measures"]]
+    return {**scores[min(fit)[1]], "sampler": samplers[min(fit)[1]]} if fit else {}

@@ -91,7 +91,8 @@ class Plan:
         base |= {"devices_per_trial": s.devices_per_trial}
         judged = {"objective": s.objectives, "direction": s.directions, "constraints": dict(s.constraints)}
         decode = [s.decode_objective, s.decode_direction, s.decode_rows, s.decode_tokens] if len(self.decode) else []
-        asked = {"space": self.space.as_asked(), "decode": self.decode.as_asked(), "decode_by": decode, **judged, "base": base}
+        asked = {"space": self.space.as_asked(), "decode": self.decode.as_asked(), "decode_by": decode, **judged,
+                 "warm_start": s.warm_start, "base": base}  # fmt: skip
         return json.loads(json.dumps(asked))
 
 

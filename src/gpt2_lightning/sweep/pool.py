@@ -10,20 +10,26 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2_lightning.errors import MachineError
+from gpt2_lightning.lock import process_state
 from gpt2_lightning.settings.sweep import SweepConfig
 from gpt2_lightning.settings.trainer import TrainerConfig
 
-__all__ = ["AGENT", "Child", "Slot", "make_slots"]
+__all__ = ["AGENT", "Child", "Slot", "end_group", "make_slots"]
 
 AGENT = "GPT2_LIGHTNING_AGENT"  # tells a trial its agent, which it does not outlive
 NOT_INHERITED = ("GPT2_LIGHTNING_RUN", "GPT2_LIGHTNING_START", "GPT2_LIGHTNING_RANK_0", "GPT2_LIGHTNING_STORAGE", "LOCAL_RANK",
                  "RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")  # fmt: skip
+
+COMMAND = (sys.executable, "-m", "gpt2_lightning")
+PORTS: deque[int] = deque(maxlen=64)  # given to children, who may not listen on them yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +51,7 @@ def make_slots(config: SweepConfig, trainer: TrainerConfig) -> list[Slot]:
     groups = [tuple(gpus[i : i + n]) for i in range(0, len(gpus) - n + 1, n)] or [()]
     count = config.slots or len(groups)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    alone = count == 1 and (bool(gpus) or n == 1)
-    threads = None if alone else max(1, cores // (count * (1 if gpus else n)))
+    threads = None if count * n == 1 else max(1, cores // (count * n))
     return [Slot(i, groups[i % len(groups)], threads) for i in range(count)]
 
 
@@ -75,10 +80,9 @@ class Child:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)
         if ranks > 1:
             env["MASTER_PORT"] = str(free_port())
-        command = [sys.executable, "-m", "gpt2_lightning", *words]
         with log.open("ab") as file:
             self.process = subprocess.Popen(
-                command, env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+                [*COMMAND, *words], env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
             )
 
     def poll(self) -> int | None:
@@ -97,8 +101,23 @@ class Child:
         self.process.wait()
 
 
+def end_group(pid: int) -> None:
+    """Kill a trial that its agent has left, and wait until it is gone."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+    end = time.monotonic() + 10
+    while process_state(pid) is not None and time.monotonic() < end:
+        time.sleep(0.02)
+    if process_state(pid) is not None:
+        print(f"warning: process {pid} does not end", file=sys.stderr)
+
+
 def free_port() -> int:
-    """A port nobody listens on."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+    """A port nobody listens on, and no child was given lately."""
+    while True:
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = int(s.getsockname()[1])
+        if port not in PORTS:
+            PORTS.append(port)
+            return port

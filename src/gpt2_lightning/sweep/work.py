@@ -1,0 +1,81 @@
+"""A trial in its slot: what was claimed and what its process writes in; the state people see, values and outcome out.
+
+One number: 1 slot for a trial from its start to its outcome, also while it waits to be started again. Choice not taken: keeping
+what is known of a trial in the storage alone, which would be asked ten times a second.
+"""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gpt2_lightning.config import RunConfig
+from gpt2_lightning.sweep.ledger import Claim
+from gpt2_lightning.sweep.outcome import Reports, best_candidate, log_tail, training_values
+from gpt2_lightning.sweep.plan import Plan, fingerprint
+from gpt2_lightning.sweep.pool import Child, Slot
+from gpt2_lightning.sweep.space import Point
+from gpt2_lightning.sweep.summary import short
+from gpt2_lightning.sweep.view import SlotLine
+
+__all__ = ["Work"]
+
+
+@dataclass(slots=True)
+class Work:
+    """``stopping``: why it was asked to end; ``trained``: the folder of a run of the same training."""
+
+    claim: Claim
+    slot: Slot
+    config: RunConfig
+    point: Point
+    folder: Path
+    log: Path
+    reports: Reports
+    trained: Path | None = None
+    child: Child | None = None
+    heard: int = 0
+    begun: float = field(default_factory=time.monotonic)
+    asked: float = 0.0
+    again: float = 0.0
+    failures: int = 0
+    waits: int = 0
+    step: int = 0
+    step_at_start: int = 0
+    first: tuple[float, int] | None = None
+    value: float | None = None
+    stopping: str = ""
+    told: set[int] = field(default_factory=set)
+
+    @property
+    def source(self) -> Path:
+        """The folder of the training."""
+        return self.trained or self.folder
+
+    @property
+    def asked_file(self) -> Path:
+        """Where the candidates to score are written down."""
+        return self.folder.parent / "configs" / f"{self.claim.name}.score.json"
+
+    def values(self, plan: Plan) -> tuple[dict[str, float], dict[str, Any]]:
+        """The objectives' values as far as there are any, and the best decode-time candidate."""
+        s = plan.sweep
+        decode = best_candidate(self.folder, self.asked_file, s.decode_objective, s.decode_direction)
+        measured = {name: v for name, v in decode.get("measures", {}).items() if name in s.objectives}
+        return training_values(self.source, s.objectives, s.directions) | measured, decode
+
+    def outcome(self, state: str, kind: str, reason: str) -> dict[str, Any]:
+        """What came of it."""
+        spent = round(time.monotonic() - self.begun, 1)
+        known = {"state": state, "class": kind, "reason": reason, "steps": self.step, "seconds": spent}
+        known |= {"folder": str(self.source), "fingerprint": fingerprint(self.config)}
+        return known | ({"log": log_tail(self.log)} if kind else {})
+
+    def line(self) -> SlotLine:
+        """What people see of it."""
+        max_steps, left = self.config.trainer.max_steps, None
+        if self.first and self.step > self.first[1]:
+            left = (time.monotonic() - self.first[0]) / (self.step - self.first[1]) * (max_steps - self.step)
+        state = (self.stopping and f"ending ({self.stopping})") or ("training" if self.step < max_steps else "scoring")
+        point = ", ".join(f"{key}={short(value)}" for key, value in self.point.items())
+        return SlotLine(self.claim.name, point, state, self.step, max_steps, self.value, left)

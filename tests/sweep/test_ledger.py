@@ -1,0 +1,141 @@
+"""The ledger alone: who holds a trial, and what is left when nobody does."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+
+from gpt2_lightning.sweep.ledger import LEFT, Ledger, Lost
+from gpt2_lightning.sweep.storage import Patience, open_storage
+
+KINDS = ["journal", "sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
+
+
+@pytest.fixture(params=KINDS)
+def asked(request: pytest.FixtureRequest) -> str:
+    return request.getfixturevalue("postgres").fresh_database() if request.param == "postgres" else request.param
+
+
+def ledger(asked: str, folder: Path, n_trials: int = 3, lease: float = 60.0) -> Ledger:
+    """An agent's view of the study, under a name of its own."""
+    found = Ledger.open("study", open_storage(asked, folder), Patience(seconds=5.0), lease, ["minimize"], n_trials)
+    found.me = f"agent-{time.monotonic_ns()}"
+    return found
+
+
+def nothing(place: int) -> None:
+    return None
+
+
+def claim(of: Ledger, point: bool = True) -> Any:
+    found = of.claim(nothing)
+    if found and point:
+        of.note(found, "point", {"x": found.trial.suggest_float("x", 0, 1)})
+    return found
+
+
+def test_places_do_not_shift_when_claims_behind_the_last_are_let_go(asked: str, tmp_path: Path) -> None:
+    small, large = ledger(asked, tmp_path, 2), ledger(asked, tmp_path, 4)
+    names = [claim(small).name, claim(small).name]
+    behind = small.add(TrialState.RUNNING, {"root": None, "attempt": 0, "agent": small.me})  # as if claimed at the same time
+    other = claim(large)
+    assert small.mine(behind, nothing) is None
+    assert [*names, other.name] == ["trial-000", "trial-001", "trial-003"]
+    assert [root.name for root in small.roots()] == ["trial-000", "trial-001", "trial-003"]
+    assert claim(small) is None
+    large.orphans = {t.number: time.monotonic() - 60 for t in large.trials()}
+    large.reap()
+    assert claim(large).name == "trial-002"
+    assert claim(large) is None
+
+
+def test_an_older_claim_of_a_root_counts(asked: str, tmp_path: Path) -> None:
+    one, other = ledger(asked, tmp_path, 1), ledger(asked, tmp_path, 1)
+    first = claim(one)
+    root = one.roots()[0]
+    assert one.hand_back(root.last, root)
+    other.queue_again(other.roots()[0].last, other.roots()[0])  # as if two had found it orphaned
+    second = claim(other)
+    assert second.trial.params == first.trial.params
+    assert claim(one) is None
+    other.tell(second, {"state": "complete", "optuna": "COMPLETE", "told": [1.0]})
+    assert claim(one) is None and one.roots()[0].outcome == {"state": "complete", "optuna": "COMPLETE", "told": [1.0]}
+    assert [t.state for t in one.trials() if not t.state.is_finished()] == []
+
+
+def test_who_has_lost_a_trial_can_tell_nothing_of_it(asked: str, tmp_path: Path) -> None:
+    one, other = ledger(asked, tmp_path), ledger(asked, tmp_path)
+    lost = claim(one)
+    root = other.roots()[0]
+    assert other.hand_back(root.last, root)
+    assert not one.hand_back(root.last, root)
+    for say in (lambda: one.tell(lost, {}), lambda: one.note(lost, "a", 1), lambda: one.report(lost, 1, 1.0)):
+        with pytest.raises(Lost):
+            say()
+    assert not one.holds(lost)
+
+
+def test_a_successor_has_every_parameter_however_far_its_predecessors_came(asked: str, tmp_path: Path) -> None:
+    one = ledger(asked, tmp_path, 1)
+    first = one.claim(lambda place: {"y": 0.25})
+    x, y = first.trial.suggest_float("x", 0, 1), first.trial.suggest_float("y", 0, 1)
+    assert y == 0.25
+    for _ in range(2):
+        root = one.roots()[0]
+        assert one.hand_back(root.last, root)
+        again = one.claim(lambda place: {"y": 0.75})
+        assert again.trial.suggest_float("y", 0, 1) == y  # and is handed back before the other was asked for
+    assert again.trial.suggest_float("x", 0, 1) == x
+
+
+def test_what_a_place_has_from_the_start_outlives_an_agent_that_dies_before_noting_it(asked: str, tmp_path: Path) -> None:
+    one = ledger(asked, tmp_path, 1)
+    one.add(TrialState.RUNNING, {"root": None, "attempt": 0, "agent": "dead"})
+    root = one.all_roots()[0]
+    assert one.hand_back(root.last, root)
+    assert one.claim(lambda place: {"y": 0.25}).trial.suggest_float("y", 0, 1) == 0.25
+
+
+def test_a_silent_agent_is_gone_after_a_lease_of_watching(asked: str, tmp_path: Path) -> None:
+    one, other = ledger(asked, tmp_path, lease=1.0), ledger(asked, tmp_path, lease=1.0)
+    one.beat()
+    held = claim(one)
+    began = time.monotonic()
+    while not other.reap():
+        assert one.holds(held)
+        time.sleep(0.1)
+    assert time.monotonic() - began > 1.0
+    assert not one.holds(held)
+
+
+def test_who_was_away_itself_takes_nobody_for_dead(asked: str, tmp_path: Path) -> None:
+    one, other = ledger(asked, tmp_path, lease=0.4), ledger(asked, tmp_path, lease=0.4)
+    one.beat()
+    claim(one)
+    assert other.reap() == []
+    time.sleep(0.6)
+    assert other.reap() == []  # paused, or without its storage
+
+
+def test_a_dead_agent_and_one_that_has_left_are_gone_at_once(asked: str, tmp_path: Path) -> None:
+    one, other = ledger(asked, tmp_path), ledger(asked, tmp_path)
+    one.beat()
+    claim(one)
+    assert other.reap() == []
+    one.leave()
+    assert other.storage.get_study_user_attrs(other.id)[f"agent:{one.me}"] == LEFT
+    assert len(other.reap()) == 1
+
+
+def test_a_claim_without_its_agents_name_lapses(asked: str, tmp_path: Path) -> None:
+    one = ledger(asked, tmp_path, 1, lease=0.5)
+    one.add(TrialState.WAITING, {"root": None, "attempt": 0})
+    one.storage.set_trial_state_values(one.trials()[0]._trial_id, TrialState.RUNNING)  # and its agent is killed
+    assert one.reap() == []
+    end = time.monotonic() + 5
+    while not one.reap():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    assert claim(one).name == "trial-000"
