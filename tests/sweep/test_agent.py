@@ -1,4 +1,4 @@
-"""The laws of a study: each trial once, whatever is stopped, killed, paused or failing; slots that are busy; secrets that stay."""
+"""The laws of a study: each trial once, whatever is stopped, killed, paused or failing; busy slots; secrets that stay."""
 
 import json
 import os
