@@ -100,7 +100,7 @@ BAD = [
     ("data.path=it's a.txt", "override", "Quote what has blanks"),
     ("nonsense", "command = nonsense", "There are train, sweep, trial, data, generate, list"),
     ("trainer.max_steps", "trainer.max_steps", ""),
-    ("data.path=a b'c", "data.path", ""),
+    ("data.path=a b'c", "override", "Quote what has blanks"),
 ]
 
 

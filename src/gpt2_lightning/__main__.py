@@ -64,11 +64,12 @@ def command(words: list[str]) -> None:
     """Find the command by its first word; ``train`` when that is none."""
     if not words or words[0] in ("-h", "--help", "help") or "--help" in words or "-h" in words:
         print(HELP)
-    elif any(word.startswith("-") for word in words):
-        hydra_flags(words)
+    elif flags := [word for word in words if word.startswith("-")]:
+        settings = [word for word in words if word not in ("train", "sweep", *flags)]
+        multirun(settings) if set(flags) <= {"--multirun", "-m"} else hydra_flags(words)
     elif words[0] in COMMANDS:
         COMMANDS[words[0]](words[1:])
-    elif any(word.lstrip("+").startswith(("sweeps=", "sweep.")) for word in words):
+    elif is_study(words):
         sweep(words)
     elif "=" in words[0]:
         train(words)
@@ -82,7 +83,7 @@ def train(overrides: list[str]) -> None:
     from gpt2_lightning.folder import find_folder, finished, is_other_rank
     from gpt2_lightning.signals import Signals
 
-    if any(word.lstrip("+").startswith(("sweeps=", "sweep.")) for word in overrides):
+    if is_study(overrides):
         return sweep(overrides)
     config = read_run(overrides)
     check_output(config.run.folder)
@@ -104,9 +105,7 @@ def read_run(overrides: list[str]) -> "RunConfig":
     """The run that the words, a run's own file or a study's best ask for; raises ConfigError."""
     from gpt2_lightning.config import compose_config, load_config, read_overrides
 
-    for word in overrides:
-        if "=" not in word and not word.startswith("~"):
-            raise ConfigError("argument", key="argument", value=word, rule="is no key=value", remedy="See --help")
+    check_arguments(overrides)
     given = {key: value for key, _, value in (w.partition("=") for w in overrides) if key in ("config", "best")}
     rest = [word for word in overrides if word.partition("=")[0] not in given]
     if "best" in given:
@@ -124,14 +123,32 @@ def read_run(overrides: list[str]) -> "RunConfig":
     return compose_config(rest)
 
 
-def sweep(words: list[str]) -> None:
-    """Begin a study, go on with it, or join it."""
+def check_arguments(words: list[str]) -> None:
+    """Raise ConfigError for a word that sets nothing."""
     for word in words:
         if "=" not in word and not word.startswith("~"):
             raise ConfigError("argument", key="argument", value=word, rule="is no key=value", remedy="See --help")
+
+
+def is_study(words: list[str]) -> bool:
+    """Whether the words ask for a study."""
+    return any(word.lstrip("+").startswith(("sweeps=", "sweep.", "hydra.sweeper.")) for word in words)
+
+
+def sweep(words: list[str]) -> None:
+    """Begin a study, go on with it, or join it."""
+    check_arguments(words)
     from gpt2_lightning.sweep.command import study
 
     study(words)
+
+
+def multirun(words: list[str]) -> None:
+    """Try every combination of the values that the words offer, as a study."""
+    check_arguments(words)
+    from gpt2_lightning.sweep.plan import multirun_words
+
+    sweep(multirun_words(words))
 
 
 def trial(words: list[str]) -> None:
@@ -281,10 +298,10 @@ def list_options(words: list[str]) -> None:
 
 
 def hydra_flags(words: list[str]) -> None:
-    """Hand flags such as --cfg, --info and --multirun to Hydra itself."""
+    """Hand flags such as --cfg and --info to Hydra itself."""
     from gpt2_lightning.config import show_with_hydra
 
-    show_with_hydra([word for word in words if word != "train"])
+    show_with_hydra([word for word in words if word not in ("train", "sweep")])
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {

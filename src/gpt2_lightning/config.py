@@ -6,7 +6,9 @@ the schema and hold the ranges; the rules between parts are here. Imports no tor
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from difflib import SequenceMatcher, get_close_matches
 from pathlib import Path
@@ -16,6 +18,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -33,14 +36,16 @@ from gpt2_lightning.settings.sweep import SweepConfig
 from gpt2_lightning.settings.trainer import CheckpointConfig, RunSettings, SamplesConfig, TrainerConfig
 
 __all__ = [
-    "RunConfig", "comparable", "compose_config", "compose_study", "config_folder", "differences", "from_plain", "group_options",
-    "load_config", "option_settings", "read_overrides", "to_yaml",
+    "RunConfig", "Variants", "comparable", "compose_config", "compose_study", "config_folder", "differences",
+    "from_plain", "group_options", "load_config", "option_settings", "parse_override", "read_overrides", "take_storage",
+    "to_yaml",
 ]  # fmt: skip
 
 CHANGEABLE = (  # read anew at every step or start; all else is in the weights, the optimizer's state or the order of the data
     "optimizer.lr", "schedule", "loss.beta", "model.dropout", "trainer", "checkpoint", "samples", "sampler",
     "data.workers", "data.batch_size", "data.val_batches", "data.accept_changes", "resume",
 )  # fmt: skip
+FREE = r"\+*sweep\.(params|constraints|sampler_options|pruner_options)\b"
 LAYERS = ("experiment", "sweeps", "debug")  # files that change many groups: later ones win
 
 
@@ -128,14 +133,7 @@ def register_schema() -> None:
 
 def compose_config(overrides: list[str]) -> RunConfig:
     """The run that the overrides ask for; raises ConfigError."""
-    overrides = in_order(overrides)
-    try:
-        composed = hydra_compose(overrides)
-        return instantiate(name_run(composed, overrides))
-    except ConfigError:
-        raise
-    except (HydraException, OmegaConfBaseException, YAMLError, OSError) as error:
-        raise explain(overrides, error) from error
+    return Variants(overrides).at({})
 
 
 def compose_study(overrides: list[str]) -> tuple[RunConfig, SweepConfig, dict[str, str]]:
@@ -144,7 +142,7 @@ def compose_study(overrides: list[str]) -> tuple[RunConfig, SweepConfig, dict[st
     What is written for other sweepers under ``hydra.sweeper`` is taken as if it stood under ``sweep``.
     """
     overrides = in_order(overrides)
-    try:
+    with explained(overrides):
         composed = hydra_compose(overrides, with_hydra=True)
         with open_dict(composed):
             hydra = composed.pop("hydra")
@@ -156,10 +154,46 @@ def compose_study(overrides: list[str]) -> tuple[RunConfig, SweepConfig, dict[st
         if composed.sweep.name == "auto":
             composed.sweep.name = names[-1] if names else config.run.name
         return config, build(composed.sweep), dict(hydra.runtime.choices)
+
+
+class Variants:
+    """Runs that differ in a few keys. Files are read once for each choice of options: later changes to them are not seen."""
+
+    def __init__(self, overrides: list[str]) -> None:
+        self.overrides = in_order(overrides)
+        self.read: dict[str, DictConfig] = {}
+
+    def at(self, values: Mapping[str, Any]) -> RunConfig:
+        """The run with these values by key, of settings and of groups; raises ConfigError."""
+        options = {key: value for key, value in values.items() if group_options(key)}
+        words = [word for word in self.overrides if word.partition("=")[0] not in options]
+        words += [f"{key}={value}" for key, value in options.items()]
+        with explained([*words, *(f"{key}={value}" for key, value in values.items())]):
+            mark = str(sorted(options.items()))
+            if mark not in self.read:
+                self.read[mark] = name_run(hydra_compose(words), words)
+            composed = deepcopy(self.read[mark])
+            for key, value in values.items():
+                if key not in options:
+                    OmegaConf.update(composed, key, value)
+            return instantiate(composed)
+
+
+@contextmanager
+def explained(words: list[str]) -> Iterator[None]:
+    """Raise in one line what Hydra and OmegaConf refuse."""
+    try:
+        yield
     except ConfigError:
         raise
     except (HydraException, OmegaConfBaseException, YAMLError, OSError) as error:
-        raise explain(overrides, error) from error
+        raise explain(words, error) from error
+
+
+def take_storage(words: list[str]) -> tuple[list[str], str | None]:
+    """The words without ``sweep.storage``, and what that is: a URL is no override, and its password is composed nowhere."""
+    mine = [word for word in words if re.match(r"\+*sweep\.storage=", word)]
+    return [word for word in words if word not in mine], mine[-1].partition("=")[2].strip("'\"") if mine else None
 
 
 def read_overrides(words: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -167,19 +201,31 @@ def read_overrides(words: list[str]) -> tuple[list[str], dict[str, str]]:
     plain, offered = [], {}
     for word in words:
         key, _, text = word.lstrip("+").partition("=")
-        if key in LAYERS or key == "sweep.storage" or key.startswith("sweep.params"):
-            plain.append(word)
-            continue
-        try:
-            override = OverridesParser.create().parse_override(word)
-        except HydraException:  # composing says what is wrong with it
-            plain.append(word)
-            continue
-        if override.is_sweep_override():
-            offered[key] = text
+        of_space = re.fullmatch(r"(?:hydra\.sweeper|sweep)\.params\.(.+)", key)
+        if of_space or (key not in LAYERS and offers(word)):
+            offered[of_space[1] if of_space else key] = text
         else:
             plain.append(word)
     return plain, offered
+
+
+def offers(word: str) -> bool:
+    """Whether a word offers several values; of what is no override, composing says what is wrong."""
+    try:
+        return parse_override(word).is_sweep_override()
+    except HydraException:
+        return False
+
+
+def parse_override(word: str) -> Override:
+    """Hydra's reading of a word, and of a choice() with a null in it, which Hydra itself takes in ``a,null`` only."""
+    try:
+        return OverridesParser.create().parse_override(word)
+    except HydraException:
+        choice = re.fullmatch(r"([^=]+=)\s*choice\((.*\bnull\b.*)\)\s*", word, re.DOTALL)
+        if not choice:
+            raise
+        return OverridesParser.create().parse_override(choice[1] + choice[2])
 
 
 def load_config(path: str, overrides: list[str]) -> RunConfig:
@@ -229,8 +275,12 @@ def to_yaml(config: RunConfig) -> str:
 
 
 def in_order(overrides: list[str]) -> list[str]:
-    """Write experiment, sweeps and debug as additions, last and in that order, so that what a person types wins over files."""
+    """Write experiment, sweeps and debug as additions, last and in that order, so that what a person types wins over files.
+
+    What goes into mappings of free keys is an addition too: Hydra asks for it.
+    """
     plain = [text.lstrip("+") if text.lstrip("+").split("=")[0] in LAYERS else text for text in overrides]
+    plain = [f"++{text.lstrip('+')}" if re.match(FREE, text) else text for text in plain]
     layers = [f"+{text}" for layer in LAYERS for text in plain if text.split("=")[0] == layer]
     return [text for text in plain if text.split("=")[0] not in LAYERS] + layers
 
@@ -239,9 +289,14 @@ def hydra_compose(overrides: list[str], with_hydra: bool = False) -> DictConfig:
     """Compose with Hydra, adding the current folder's ``conf/`` to the places it looks in."""
     register_schema()
     GlobalHydra.instance().clear()
-    places = ",".join(f'"file://{folder}"' for folder in search_folders()[1:] if folder.is_dir())
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        return compose("config", [*overrides, f"hydra.searchpath=[{places}]"], return_hydra_config=with_hydra)
+        return compose("config", [*overrides, search_path()], return_hydra_config=with_hydra)
+
+
+def search_path() -> str:
+    """The override that has Hydra look in our ``sweeps/`` and the current folder too."""
+    places = ",".join(f'"file://{folder}"' for folder in search_folders()[1:] if folder.is_dir())
+    return f"hydra.searchpath=[{places}]"
 
 
 def name_run(composed: DictConfig, overrides: list[str]) -> DictConfig:
@@ -306,7 +361,7 @@ def explain(overrides: list[str], error: Exception) -> ConfigError:
         if key:
             what = f"setting{place_of(error)}"
             return ConfigError(what, key=key, value=typed_value(overrides, key), rule=first_line(cause))
-    if "Lexer" in first_line(error) or "mismatched input" in first_line(error):
+    if re.search("Lexer|token recognition|mismatched input|no viable alternative|extraneous input", first_line(error)):
         remedy = "Quote what has blanks, commas or brackets: 'key=\"value\"'"
         return ConfigError("override", rule=first_line(error), remedy=remedy)
     return ConfigError(first_line(error))
@@ -342,7 +397,7 @@ def default_keys(overrides: list[str]) -> list[str]:
 
 def no_such_option(group: str, value: str, options: dict[str, str]) -> ConfigError:
     """The error for a file of a group that does not exist: the names there are, the closest first."""
-    near = sorted(options, key=lambda name: -SequenceMatcher(None, value, name).ratio())
+    near = sorted(options, key=lambda name: (not name.startswith(value), -SequenceMatcher(None, value, name).ratio()))
     remedy = f"There are {', '.join(near)}" if near else "There are none"
     return ConfigError(group, key=group, value=value, rule=f"no such {group}", remedy=remedy)
 
@@ -357,12 +412,18 @@ def no_such_key(key: str, value: Any, keys: list[str], place: str = "") -> Confi
 
 
 def show_with_hydra(words: list[str]) -> None:
-    """Let Hydra answer its own flags: --cfg and --info show and run nothing, --multirun goes to our sweeper."""
+    """Let Hydra answer its own flags, which show and run nothing; raises ConfigError for what could not run."""
     import hydra
 
     register_schema()
     flags = [word for word in words if word.startswith("-")]
-    if not flags or flags[0] not in ("--cfg", "-c", "--info", "-i", "--resolve", "--package", "-p", "--multirun", "-m"):
+    if not flags or flags[0] not in ("--cfg", "-c", "--info", "-i", "--resolve", "--package", "-p"):
         raise ConfigError("flag", key="flag", value=flags[0], rule="is not known", remedy="See --help")
-    sys.argv = [sys.argv[0], *in_order(words)]
+    changes, _ = take_storage([word for word in words if "=" in word and not word.startswith("-")])
+    plain, offered = read_overrides(changes)
+    compose_study(plain)
+    space = ",".join(f"{key}:{QuotedString(text, Quote.single).with_quotes()}" for key, text in offered.items())
+    asked = [word for word in words if "=" not in word or word.startswith("-")]
+    plain += [f"sweep.params={{{space}}}"] if space else []
+    sys.argv = [sys.argv[0], *asked, *in_order(plain), search_path()]
     hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")(lambda _: None)()

@@ -55,12 +55,12 @@ class SweepConfig(Settings):
     @property
     def objectives(self) -> list[str]:
         """The metrics, one or several."""
-        return [self.objective] if isinstance(self.objective, str) else list(self.objective)
+        return listed(self.objective)
 
     @property
     def directions(self) -> list[str]:
         """A direction for each objective."""
-        given = [self.direction] if isinstance(self.direction, str) else list(self.direction)
+        given = listed(self.direction)
         return given * len(self.objectives) if len(given) == 1 else given
 
     def check_rules(self) -> None:
@@ -68,12 +68,13 @@ class SweepConfig(Settings):
         if not re.fullmatch(NAME, self.name):
             rule = "must be 1 to 128 letters, digits, '_', '-', '.', '=' or '+', and not begin with '.', '-' or '+'"
             raise self.refuse("name", rule, "Set sweep.name=my_study")
-        if not self.objectives or not all(isinstance(name, str) and name for name in self.objectives):
+        names, directions = listed(self.objective), listed(self.direction)
+        if not names or not all(isinstance(name, str) and name for name in names):
             raise self.refuse("objective", "must be a metric's name, or several", "Set sweep.objective=val/cross_entropy")
-        if len(set(self.objectives)) < len(self.objectives):
+        if len(set(names)) < len(names):
             raise self.refuse("objective", "names a metric twice")
-        if len(self.directions) != len(self.objectives) or not set(self.directions) <= set(DIRECTIONS):
-            rule = f"must be minimize or maximize, one or as many as objectives: {len(self.objectives)}"
+        if len(directions) not in (1, len(names)) or not all(one in DIRECTIONS for one in directions):
+            rule = f"must be minimize or maximize, one or as many as objectives: {len(names)}"
             raise self.refuse("direction", rule, "Set sweep.direction=minimize")
         for name, most in self.constraints.items():
             if name not in CONSTRAINTS or not isinstance(most, int | float) or not most > 0:
@@ -82,3 +83,8 @@ class SweepConfig(Settings):
         if not all(isinstance(point, dict) and point for point in self.enqueue):
             rule = "must be a list of points, each a mapping of keys of the space to values"
             raise self.refuse("enqueue", rule, "Set 'sweep.enqueue=[{optimizer.lr: 1e-3}]'")
+
+
+def listed(value: Any) -> list[Any]:
+    """The values of a list, or the one there is."""
+    return list(value) if isinstance(value, list | tuple) else [value]

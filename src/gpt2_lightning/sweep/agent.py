@@ -59,9 +59,8 @@ class Agent:
         self.signal = 0
         self.dirty = True
         self.samplers: dict[str, list[dict[str, Any]]] = {}
-        c = plan.base.trainer
         ledger.prepare = lambda number: build_sampler(plan.sweep, number)
-        ledger.study.pruner = build_pruner(plan.sweep, c.val_every, c.max_steps)
+        ledger.study.pruner = build_pruner(plan.sweep, *plan.marks)
 
     def run(self) -> list[Row]:
         """Work until every trial of the study has its outcome; raises Interrupted at a signal, after handing back."""
@@ -328,8 +327,7 @@ class Agent:
         if len(sweep.objectives) == 1:
             return self.ledger.call(lambda: self.ledger.study.pruner.prune(self.ledger.study, trial))
         others = [t for t in self.ledger.trials() if t.number != trial.number]
-        first = self.plan.base.trainer.val_every
-        return halve(trial, others, sweep.directions[0], first, dict(sweep.pruner_options))
+        return halve(trial, others, sweep.directions[0], self.plan.marks[0], dict(sweep.pruner_options))
 
     def stop(self, work: Work, why: str) -> None:
         """Ask a trial to end."""

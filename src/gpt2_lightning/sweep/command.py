@@ -14,7 +14,6 @@ from gpt2_lightning.sweep.agent import Agent
 from gpt2_lightning.sweep.ledger import Ledger, finished
 from gpt2_lightning.sweep.plan import Plan, read_plan
 from gpt2_lightning.sweep.pool import make_slots
-from gpt2_lightning.sweep.proposals import build_pruner, build_sampler
 from gpt2_lightning.sweep.storage import Patience, asked_storage, open_storage
 from gpt2_lightning.sweep.summary import rows_of, summary
 from gpt2_lightning.sweep.view import View
@@ -28,8 +27,6 @@ OWN_FILE = {"journal": "journal.log", "sqlite": "study.db"}  # in the study's fo
 def study(words: list[str]) -> None:
     """Run the study that the words ask for; raises PlatformError."""
     plan = read_plan(words)
-    build_sampler(plan.sweep, 0)
-    build_pruner(plan.sweep, plan.base.trainer.val_every, plan.base.trainer.max_steps)
     slots = make_slots(plan.sweep, plan.base.trainer)
     plan.folder.parent.mkdir(parents=True, exist_ok=True)
     patience = Patience(seconds=PATIENCE_SECONDS)

@@ -9,38 +9,58 @@ then.
 
 import hashlib
 import json
-import re
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
-from gpt2_lightning.config import RunConfig, comparable, compose_config, compose_study, group_options, read_overrides
+from gpt2_lightning.config import (
+    RunConfig,
+    Variants,
+    comparable,
+    compose_study,
+    group_options,
+    read_overrides,
+    take_storage,
+)  # fmt: skip
 from gpt2_lightning.errors import ConfigError
 from gpt2_lightning.settings.setting import flat
 from gpt2_lightning.settings.sweep import SweepConfig
+from gpt2_lightning.sweep.proposals import build_pruner, build_sampler
 from gpt2_lightning.sweep.space import Point, Space, decode_time, override_text, read_space
 
-__all__ = ["Plan", "fingerprint", "read_plan"]
+__all__ = ["Plan", "fingerprint", "multirun_words", "read_plan"]
 
-OF_ENGINE = ("run", "resume", "resume_allow", "sweep", "trainer.devices", "trainer.accelerator", "trainer.threads")
+OF_ENGINE = ("run", "resume", "resume_allow", "sweep", "hydra", "trainer.devices", "trainer.accelerator", "trainer.threads")
 PENALISED = ("train/loss", "train/penalty")
 OF_VALIDATION = ("cross_entropy", "perplexity", "bits_per_byte", "accuracy")
-METRICS = re.compile(r"val/.+|train/.+|speed/tokens_per_second|speed/peak_memory|optimizer/.+|generation/.+|seconds")
+OF_GENERATION = ("perplexity_gap", "perplexity", "distinct_1", "distinct_2", "distinct_3", "repetition", "self_bleu", "zipf",
+                 "entropy", "sampled_entropy", "length")  # fmt: skip
+OF_RUN = ("train/loss", "train/penalty", "train/cross_entropy", "optimizer/gradient_norm", "optimizer/parameter_norm",
+          "speed/tokens_per_second", "speed/peak_memory", "seconds")  # fmt: skip
+OF_MACHINE = ("speed/", "seconds")
 NO_MATTER = ("trainer.threads", "trainer.log_every", "data.workers", "checkpoint", "samples", "trainer.profile")
+OF_WHOLE = ("cmaes", "gp", "qmc")  # samplers of spaces in which every key is always asked for
+NAMED = 6  # metrics that are named where one is not measured
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """A study as it was asked for. ``points``: what the first places are given, None for what the base run is."""
+    """A study as it was asked for. ``points``: what the first places are given."""
 
-    words: list[str]
+    variants: Variants
     base: RunConfig
     sweep: SweepConfig
     space: Space
     decode: Space
     base_point: Point
     points: list[Point]
+
+    @property
+    def words(self) -> list[str]:
+        """The words that fix a value, without a storage's URL."""
+        return self.variants.overrides
 
     @property
     def n_trials(self) -> int:
@@ -51,6 +71,13 @@ class Plan:
     def folder(self) -> Path:
         """The study's folder."""
         return Path(self.base.run.folder).absolute() / "sweeps" / self.sweep.name
+
+    @property
+    def marks(self) -> tuple[int, int]:
+        """Where a trial's first and last reports stand, in what reports are counted in."""
+        c, n = self.base, self.sweep.devices_per_trial
+        unit = c.data.batch_size * c.trainer.accumulate * c.model.block_size * n if self.sweep.report_by == "tokens" else 1
+        return c.trainer.val_every * unit, c.trainer.max_steps * unit
 
     def is_baseline(self, place: int | None) -> bool:
         """Whether the place is that of the base run."""
@@ -75,8 +102,7 @@ class Plan:
 
     def config(self, point: Point, *more: str) -> RunConfig:
         """The settings of a run at a point; raises ConfigError."""
-        kept = [word for word in self.words if word.lstrip("+").partition("=")[0] not in point]
-        return compose_config([*kept, *(f"{key}={override_text(value)}" for key, value in point.items()), *more])
+        return self.variants.at(point | dict(word.split("=", 1) for word in more))
 
     def trial_words(self, name: str, threads: int | None) -> list[str]:
         """Where a trial is, and what of the machine it has."""
@@ -98,30 +124,59 @@ class Plan:
 
 def read_plan(words: list[str]) -> Plan:
     """The plan of the study that the words ask for; raises ConfigError."""
-    storage = [word.partition("=")[2] for word in words if word.startswith("sweep.storage=")]  # a URL is no override
-    plain, offered = read_overrides([word for word in words if not word.startswith("sweep.storage=")])
+    words, storage = take_storage(words)
+    plain, offered = read_overrides(words)
     base, sweep, choices = compose_study(plain)
-    sweep.storage = storage[-1] if storage else sweep.storage
-    typed = {word.lstrip("+").partition("=")[0] for word in plain}
-    params = {key: text for key, text in {**sweep.params, **offered}.items() if key not in typed}
-    if not params:
+    sweep.storage = storage or sweep.storage
+    typed = dict(word.lstrip("+").split("=", 1) for word in plain if "=" in word)
+    whole = read_space(settled({**sweep.params, **offered}, typed))
+    space, decode = whole.parts(sweep.joint)
+    base_point: Point = {}
+    for p in space.parameters:
+        if p.called_for(base_point):
+            base_point[p.key] = base_value(p.key, base, choices)
+    given = [dict(point) for point in sweep.enqueue] + (space.grid() if sweep.sampler == "grid" else [])
+    start = [base_point] if sweep.baseline or not len(space) else []
+    points = [*start, *(point for point in given if point not in start)]
+    plan = Plan(
+        variants=Variants(plain), base=base, sweep=sweep, space=space, decode=decode, base_point=base_point, points=points
+    )
+    check(plan, whole, given)
+    return plan
+
+
+def multirun_words(words: list[str]) -> list[str]:
+    """A plain multirun as a study: the grid of the values offered, each a run to its end, under a name made of the words.
+
+    Words that ask for a search are a study's as they stand.
+    """
+    plain, offered = read_overrides(take_storage(words)[0])
+    keys = {word.lstrip("+").partition("=")[0] for word in plain}
+    if not offered or keys & {"sweeps", "sweep.sampler", "sweep.n_trials", "hydra.sweeper.n_trials"}:
+        return words
+    asked = sorted(word for word in words if not word.lstrip("+").startswith("sweep."))
+    name = f"multirun-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]}"
+    return ["sweep.sampler=grid", "sweep.baseline=false", "sweep.pruner=none", f"sweep.name={name}", *words]
+
+
+def settled(params: Mapping[str, Any], typed: Mapping[str, str]) -> dict[str, Any]:
+    """The space without the keys that were given a value, and without conditions on them; raises ConfigError if it is empty."""
+    found: dict[str, Any] = {}
+    for key, given in params.items():
+        if isinstance(given, Mapping) and given:
+            waits = [(*str(condition).partition("=")[::2], text) for condition, text in given.items()]
+            held = [text for other, value, text in waits if typed.get(other) == value]
+            given = (
+                held[0] if held else {f"{other}={value}": text for other, value, text in waits if other not in typed} or None
+            )
+            if given is None:
+                continue
+        if key not in typed:
+            found[key] = given
+    if not found:
         remedy = "Add +sweeps=NAME, or offer values of a key: 'optimizer.lr=interval(1e-4, 1e-2)'"
         raise ConfigError("search space", rule="is empty", remedy=remedy)
-    whole = read_space(params)
-    space, decode = whole.parts(sweep.joint)
-    base_point = {p.key: base_value(p.key, base, choices) for p in space.parameters}
-    plan = Plan(words=plain, base=base, sweep=sweep, space=space, decode=decode, base_point=base_point, points=[])
-    check_keys(plan, whole)
-    check_objectives(plan, whole)
-    given = [dict(point) for point in sweep.enqueue] + (space.grid() if sweep.sampler == "grid" else [])
-    for point in given:
-        space.part_of(point)
-    start = [base_point] if sweep.baseline or not len(space) else []
-    plan.points.extend([*start, *(point for point in given if point not in start)])
-    if plan.n_trials < len(plan.points):
-        rule = f"leaves no room for the baseline and the enqueued points, {len(plan.points)} in all"
-        raise sweep.refuse("n_trials", rule, f"Set sweep.n_trials={len(plan.points)}")
-    return plan
+    return found
 
 
 def base_value(key: str, base: RunConfig, choices: dict[str, str]) -> Any:
@@ -132,6 +187,21 @@ def base_value(key: str, base: RunConfig, choices: dict[str, str]) -> Any:
 def beneath(key: str, parents: tuple[str, ...]) -> bool:
     """Whether the key is one of these or lies below one."""
     return any(key == parent or key.startswith(f"{parent}.") for parent in parents)
+
+
+def check(plan: Plan, whole: Space, given: list[Point]) -> None:
+    """Raise ConfigError for a study that cannot be run, or cannot be right."""
+    check_keys(plan, whole)
+    check_objectives(plan, whole)
+    check_influence(plan)
+    check_proposals(plan)
+    for point in given:
+        plan.space.part_of(point)
+    if plan.n_trials < len(plan.points):
+        rule = f"leaves no room for the baseline and the enqueued points, {len(plan.points)} in all"
+        raise plan.sweep.refuse("n_trials", rule, f"Set sweep.n_trials={len(plan.points)}")
+    if len(plan.decode):
+        plan.decode.candidates()
 
 
 def check_keys(plan: Plan, whole: Space) -> None:
@@ -150,45 +220,53 @@ def check_keys(plan: Plan, whole: Space) -> None:
                 raise ConfigError("search space", key=p.key, rule=rule) from error
 
 
+def measured(base: RunConfig) -> list[str]:
+    """The names of all that a trial can be judged by."""
+    names = [f"val/{name}" for name in OF_VALIDATION]
+    names += [f"val/{corpus}/{name}" for corpus in base.data.corpora for name in OF_VALIDATION]
+    return [*names, *(f"generation/{name}" for name in OF_GENERATION), *OF_RUN]
+
+
 def check_objectives(plan: Plan, whole: Space) -> None:
-    """Raise ConfigError for an objective that is not measured, holds a swept penalty, or that no swept key has a part in."""
-    s = plan.sweep
-    for name in s.objectives:
-        if not METRICS.fullmatch(name) or (name.startswith("val/") and name not in list(validated(plan.base))):
-            names = ", ".join(validated(plan.base))
-            raise s.refuse("objective", f"'{name}' is not measured", f"There are {names}, generation/..., seconds")
-        if name in PENALISED and "loss.beta" in {p.key for p in whole.parameters}:
+    """Raise ConfigError for an objective that is not measured, or holds a swept penalty."""
+    s, names = plan.sweep, measured(plan.base)
+    of_decoding = [name for name in names if name.startswith("generation/")]
+    asked = [("objective", name, names) for name in s.objectives] + [("decode_objective", s.decode_objective, of_decoding)]
+    for setting, name, known in asked:
+        if name not in known:
+            near = sorted(known, key=lambda one: -SequenceMatcher(None, name, one).ratio())
+            raise s.refuse(setting, f"'{name}' is not measured", f"Nearest are {', '.join(near[:NAMED])}")
+        if name in PENALISED and any(p.key in ("loss", "loss.beta") for p in whole.parameters):
             rule = f"{name} contains the penalty, which loss.beta = 0 makes smallest whatever the model has learnt"
-            raise s.refuse("objective", rule, "Set sweep.objective=val/cross_entropy")
-    check_influence(plan, whole)
-    if s.pruner not in ("none", "halving") and len(s.objectives) > 1:
-        raise s.refuse(
-            "pruner", "cannot judge several objectives", "Set sweep.pruner=halving, which goes by the first, or none"
-        )
-    if s.sampler in ("cmaes", "gp") and any(p.when for p in whole.parameters):
-        raise s.refuse("sampler", "cannot search a space with conditions", "Set sweep.sampler=tpe")
+            raise s.refuse(setting, rule, "Set sweep.objective=val/cross_entropy")
 
 
-def check_influence(plan: Plan, whole: Space) -> None:
+def check_influence(plan: Plan) -> None:
     """Raise ConfigError where a swept key cannot change any objective."""
     s = plan.sweep
-    generated = [name for name in s.objectives if name.startswith("generation/")]
-    idle = [p.key for p in plan.space.parameters if decode_time(p.key)]
-    if idle and not generated:
-        rule = f"{s.objectives[0]} does not depend on {idle[0]}, which has no part in training"
-        raise s.refuse("objective", rule, "Set sweep.joint=false, or add an objective such as generation/perplexity_gap")
-    if len(plan.decode) and not s.decode_objective.startswith("generation/"):
-        rule = f"does not depend on {plan.decode.parameters[0].key}, which has no part in training"
-        raise s.refuse("decode_objective", rule, "Set sweep.decode_objective=generation/perplexity_gap")
+    generated = any(name.startswith("generation/") for name in s.objectives)
+    timed = any(name.startswith(OF_MACHINE) for name in s.objectives)
+    for p in plan.space.parameters:
+        if decode_time(p.key) and not generated:
+            rule = f"{s.objectives[0]} does not depend on {p.key}, which has no part in training"
+            raise s.refuse("objective", rule, "Set sweep.joint=false, or add an objective such as generation/perplexity_gap")
+        if beneath(p.key, NO_MATTER) and not timed:
+            rule = f"{s.objectives[0]} does not depend on {p.key}, which changes nothing that is learnt"
+            raise s.refuse("objective", rule, f"Leave {p.key} out, or set sweep.objective=seconds")
 
 
-def validated(base: RunConfig) -> Iterator[str]:
-    """The names of the validation's metrics."""
-    for name in OF_VALIDATION:
-        yield f"val/{name}"
-    for corpus in base.data.corpora:
-        for name in OF_VALIDATION:
-            yield f"val/{corpus}/{name}"
+def check_proposals(plan: Plan) -> None:
+    """Raise ConfigError where the sampler or the pruner cannot do what is asked."""
+    s, several = plan.sweep, len(plan.sweep.objectives) > 1
+    if several and s.pruner not in ("none", "halving"):
+        remedy = "Set sweep.pruner=halving, which goes by the first, or none"
+        raise s.refuse("pruner", "cannot judge several objectives", remedy)
+    if several and s.sampler == "cmaes":
+        raise s.refuse("sampler", "cannot search for several objectives", "Set sweep.sampler=tpe or nsga2")
+    if s.sampler in OF_WHOLE and any(p.when for p in plan.space.parameters):
+        raise s.refuse("sampler", "cannot search a space with conditions", "Set sweep.sampler=tpe")
+    build_sampler(s, 0)
+    build_pruner(s, *plan.marks)
 
 
 def fingerprint(config: RunConfig) -> str:

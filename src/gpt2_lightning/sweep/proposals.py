@@ -5,7 +5,6 @@ would have proposed, and never the same twice. One number: 3, of as many trials 
 Choice not taken: one sampler for the whole study, whose random state is lost with its process.
 """
 
-import math
 import warnings
 from typing import Any
 
@@ -25,7 +24,7 @@ SAMPLERS: dict[str, Any] = {
     "tpe": ("TPESampler", {"group": True, "n_startup_trials": 6}),  # group: a condition's parameters together
     "gp": ("GPSampler", {"n_startup_trials": 6}),
     "cmaes": ("CmaEsSampler", {"n_startup_trials": 1}),
-    "qmc": ("QMCSampler", {"scramble": True}),
+    "qmc": ("QMCSampler", {"scramble": True, "warn_independent_sampling": False}),
     "nsga2": ("NSGAIISampler", {"population_size": 12}),
     "random": ("RandomSampler", {}),
     "grid": ("RandomSampler", {}),  # every point is given
@@ -42,17 +41,19 @@ PRUNERS = {
 def build_sampler(config: SweepConfig, number: int) -> BaseSampler:
     """The sampler for one trial; raises ConfigError for options it does not know."""
     name, options = SAMPLERS[config.sampler]
-    own = config.seed if config.sampler == "qmc" else (config.seed * 100_003 + number) % 2**31  # qmc: one sequence for all
-    return build("sampler", name, {**options, "seed": own, **config.sampler_options})
+    own: dict[str, Any] = {"seed": (config.seed * 100_003 + number) % 2**31}
+    if config.sampler == "qmc":  # one sequence for all trials, but for the first ones, which Optuna draws at random
+        own = {"seed": config.seed, "independent_sampler": optuna.samplers.RandomSampler(**own)}
+    return build("sampler", name, {**options, **own, **config.sampler_options})
 
 
-def build_pruner(config: SweepConfig, val_every: int, max_steps: int) -> BasePruner:
-    """The pruner; rungs begin at the first validation. Raises ConfigError for options it does not know."""
+def build_pruner(config: SweepConfig, first: int, last: int) -> BasePruner:
+    """The pruner; rungs begin at the first report, ``last`` is the last one's mark. Raises ConfigError for unknown options."""
     options: dict[str, Any] = {}
     if config.pruner in ("halving", "hyperband"):
-        options = {"min_resource": val_every, "reduction_factor": REDUCTION}
+        options = {"min_resource": first, "reduction_factor": REDUCTION}
     if config.pruner == "hyperband":
-        options["max_resource"] = max(max_steps, val_every)
+        options["max_resource"] = max(first, last)
     if config.pruner == "median":
         options = {"n_startup_trials": 4}
     return build("pruner", PRUNERS[config.pruner], options | config.pruner_options)
@@ -72,21 +73,22 @@ def build(kind: str, name: str, options: dict[str, Any]) -> Any:
 def halve(trial: FrozenTrial, others: list[FrozenTrial], direction: str, first: int, options: dict[str, Any]) -> bool:
     """Whether successive halving (Li et al. 2020, asynchronous) ends a trial of several objectives, by the first of them.
 
-    ``intermediate_values`` hold it by step. At each rung, a power of the reduction times the first step, a trial stays that is
-    among the best of its share so far. Optuna's own pruners refuse such studies.
+    ``intermediate_values`` hold it by step. The first report at or behind a rung, a power of the reduction times the first
+    step, has to be among the best of its share of those that have come there. Optuna's own pruners refuse such studies.
     """
-    reduction, base = options.get("reduction_factor", REDUCTION), options.get("min_resource", first)
+    steps = sorted(trial.intermediate_values)
+    reduction, rung = options.get("reduction_factor", REDUCTION), options.get("min_resource", first)
     sign = 1 if direction == "minimize" else -1
-    step = max(trial.intermediate_values, default=0)
-    rung = base * reduction ** int(math.log(max(step, 1) / base, reduction) + 1e-9) if step >= base else 0
-    if not rung:
-        return False
-    mine = reached(trial, rung, sign)
-    there = sorted(v for v in (reached(t, rung, sign) for t in (*others, trial)) if v is not None)
-    return mine is None or mine > there[max(1, len(there) // reduction) - 1]
+    while steps and rung <= steps[-1]:
+        there = sorted(v for v in (reached(t, rung, sign) for t in (*others, trial)) if v is not None)
+        judged = len(steps) > 1 and steps[-2] >= rung  # at an earlier report
+        if not judged and sign * trial.intermediate_values[steps[-1]] > there[max(1, len(there) // reduction) - 1]:
+            return True
+        rung *= reduction
+    return False
 
 
 def reached(trial: FrozenTrial, rung: int, sign: int) -> float | None:
-    """A trial's first value at or behind a rung; None where it has not come there."""
+    """A trial's first value at or behind a rung, smaller ones the better; None where it has not come there."""
     steps = [step for step in sorted(trial.intermediate_values) if step >= rung]
     return sign * trial.intermediate_values[steps[0]] if steps else None

@@ -18,6 +18,7 @@ from gpt2_lightning.config import load_config, to_yaml
 from gpt2_lightning.folder import write_whole
 from gpt2_lightning.settings.sampler import SamplerConfig
 from gpt2_lightning.sweep.ledger import Root
+from gpt2_lightning.sweep.outcome import read_scores
 from gpt2_lightning.sweep.plan import Plan
 
 __all__ = ["Row", "front", "rank", "rows_of", "summary", "write_tables"]
@@ -56,9 +57,9 @@ def row_of(root: Root) -> Row:
     attrs = trial.user_attrs
     state = outcome.get("state", "running" if not trial.state.is_finished() else "queued")
     steps = int(outcome.get("steps", max(trial.intermediate_values, default=0)))
-    why, values, point, beside = (outcome.get("class", ""), outcome.get("values", {}), attrs.get("point", {}),
-                                  attrs.get("beside", {}))  # fmt: skip
-    return Row(root.name, root.place, state, why, values, point, outcome, beside, steps)
+    of_trial = {"point": attrs.get("point", {}), "beside": attrs.get("beside", {})}
+    of_outcome = {"why": outcome.get("class", ""), "values": outcome.get("values", {}), "outcome": outcome}
+    return Row(name=root.name, place=root.place, state=state, steps=steps, **of_trial, **of_outcome)
 
 
 def rank(rows: list[Row], plan: Plan) -> list[Row]:
@@ -119,12 +120,7 @@ def write_decode(rows: list[Row], plan: Plan) -> None:
 
 def read_decode(row: Row, plan: Plan) -> list[dict[str, Any]]:
     """The scores of a trial's candidates, where its folder is at hand."""
-    try:
-        return (
-            json.loads((plan.folder / row.name / "scores.json").read_text(encoding="utf-8")) if row.state == "complete" else []
-        )
-    except (OSError, ValueError):
-        return []
+    return read_scores(plan.folder / row.name) if row.state == "complete" else []
 
 
 def as_csv(lines: list[list[Any]]) -> str:
@@ -156,13 +152,17 @@ def best_yaml(row: Row, plan: Plan) -> str:
 
 def summary(rows: list[Row], plan: Plan) -> str:
     """Best against baseline, the runner-ups, what was pruned and saved, failures by class, where everything is."""
-    ranked = rank(rows, plan)
-    own = [row for row in rows if row.place is not None]
-    lines = [f"study {plan.sweep.name}: {counts(own)} of {plan.n_trials} trials", *best_lines(ranked, rows, plan)]
-    lines += [f"  {described(row, plan)}" for row in ranked[1 : 1 + RUNNER_UPS]]
-    lines += saved_line(own, plan) + failure_lines(own) + confirm_lines(rows, plan)
-    lines += ["", f"folder  {shown(plan.folder)}  (trials.csv, best.yaml, a folder a trial)"]
-    if ranked and len(plan.sweep.objectives) == 1:
+    ranked, own = rank(rows, plan), [row for row in rows if row.place is not None]
+    single = len(plan.sweep.objectives) == 1
+    best = ranked[:1] if single else front(rows, plan)
+    others = [row for row in ranked if row not in best][:RUNNER_UPS]
+    lines = [f"study {plan.sweep.name}: {counts(own)} of {plan.n_trials} trials"]
+    lines += best_lines(best, ranked, plan) if best else ["no trial is complete"]
+    lines += ["runner-ups", *(f"  {described(row, plan)}" for row in others)] if others else []
+    lines += saved_line(own) + failure_lines(own) + confirm_lines(rows, plan)
+    tables = "trials.csv, best.yaml" if best and single else "trials.csv"
+    lines += ["", f"folder  {shown(plan.folder)}  ({tables}, a folder a trial)"]
+    if best and single:
         lines += ["go on with", f"  python -m gpt2_lightning train best={plan.sweep.name}"]
     return "\n".join([*lines, f"  tensorboard --logdir {shown(plan.folder)}"])
 
@@ -173,19 +173,17 @@ def counts(rows: list[Row]) -> str:
     return ", ".join(f"{n} {state}" for state, n in sorted(by_state.items())) or "0"
 
 
-def best_lines(ranked: list[Row], rows: list[Row], plan: Plan) -> list[str]:
-    """The best, and how far it is from the baseline."""
-    if not ranked:
-        return ["no trial is complete"]
+def best_lines(best: list[Row], ranked: list[Row], plan: Plan) -> list[str]:
+    """The best, and how far it is from the baseline; of several objectives the front."""
     if len(plan.sweep.objectives) > 1:
-        return ["", "the front", *(f"  {described(row, plan)}" for row in front(rows, plan)), "others"]
+        return ["", "the front", *(f"  {described(row, plan)}" for row in best)]
     name, baseline = plan.sweep.objectives[0], next((row for row in ranked if plan.is_baseline(row.place)), None)
-    lines = ["", f"best      {described(ranked[0], plan)}"]
+    lines = ["", f"best      {described(best[0], plan)}"]
     if baseline:
         lines += [f"baseline  {described(baseline, plan)}"]
-    if baseline and baseline is not ranked[0]:
-        lines += [f"          {ranked[0].values[name] - baseline.values[name]:+.4f} {name} against the baseline"]
-    return [*lines, *(["runner-ups"] if ranked[1:] else [])]
+    if baseline and baseline is not best[0]:
+        lines += [f"          {best[0].values[name] - baseline.values[name]:+.4f} {name} against the baseline"]
+    return lines
 
 
 def described(row: Row, plan: Plan) -> str:
@@ -201,28 +199,25 @@ def short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(plain(value)) if value is not None else "none"
 
 
-def saved_line(rows: list[Row], plan: Plan) -> list[str]:
+def saved_line(rows: list[Row]) -> list[str]:
     """What ending trials early has saved."""
-    pruned = [row for row in rows if row.state == "pruned"]
-    most = max((row.steps for row in rows if row.state == "complete"), default=0)
-    saved = sum(max(0, most - row.steps) for row in pruned)
-    whole = most * len(rows)
-    return (
-        [f"pruned    {len(pruned)} trials, {saved:,} of {whole:,} steps saved ({saved / whole:.0%})"]
-        if pruned and whole
-        else []
-    )
+    pruned, complete = ([row for row in rows if row.state == state] for state in ("pruned", "complete"))
+    most = max((row.steps for row in complete), default=0)
+    saved, whole = sum(max(0, most - row.steps) for row in pruned), most * (len(pruned) + len(complete))
+    if not pruned or not whole:
+        return []
+    return [f"pruned    {len(pruned)} trials, {saved:,} of {whole:,} steps saved ({saved / whole:.0%})"]
 
 
 def failure_lines(rows: list[Row]) -> list[str]:
     """Failures by class, with the reason of one of each."""
+    first: dict[str, Row] = {}
     failed = [row for row in rows if row.state == "failed"]
-    classes = Counter(row.why for row in failed)
-    return [
-        f"failed    {n} {why}, such as {next(r for r in failed if r.why == why).name}: "
-        f"{next(r for r in failed if r.why == why).outcome.get('reason', '')}"
-        for why, n in classes.most_common()
-    ]
+    for row in failed:
+        first.setdefault(row.why, row)
+    reasons = {why: " ".join(row.outcome.get("reason", "").split()) for why, row in first.items()}
+    counted = Counter(row.why for row in failed).most_common()
+    return [f"failed    {n} {why}, such as {first[why].name}: {reasons[why]}" for why, n in counted]
 
 
 def confirm_lines(rows: list[Row], plan: Plan) -> list[str]:
@@ -243,13 +238,13 @@ def confirm_lines(rows: list[Row], plan: Plan) -> list[str]:
 
 
 def p_value(a: list[float], b: list[float]) -> float:
-    """Of a two-sided paired t-test; nan where all differences are equal."""
+    """Of a two-sided paired t-test; nan where there is no difference at all."""
     from scipy.stats import t  # type: ignore[import-untyped]
 
     differences = [x - y for x, y in zip(a, b, strict=True)]
     deviation = statistics.stdev(differences)
     if deviation == 0:
-        return math.nan
+        return 0.0 if any(differences) else math.nan
     statistic = statistics.fmean(differences) / (deviation / math.sqrt(len(differences)))
     return float(2 * t.sf(abs(statistic), len(differences) - 1))
 

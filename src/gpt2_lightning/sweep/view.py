@@ -44,7 +44,7 @@ class View:
     def note(self, text: str) -> None:
         """A line that stays."""
         self.clear()
-        self.stream.write(f"{text}\n")
+        self.stream.write(f"{printable(text)}\n")
         self.stream.flush()
 
     def show(self, total: str, slots: list[SlotLine]) -> None:
@@ -54,7 +54,7 @@ class View:
             return
         self.last = now
         width = shutil.get_terminal_size().columns - 1
-        lines = [f"  {line}" for line in slots]
+        lines = [printable(f"  {line}") for line in slots]
         if self.in_place:
             self.clear()
             lines = [line[:width] for line in (*lines, total)]
@@ -69,6 +69,11 @@ class View:
         if self.drawn:
             self.stream.write(f"\x1b[{self.drawn}A\x1b[J")
             self.drawn = 0
+
+
+def printable(text: str) -> str:
+    """The text as one line that moves no cursor, whatever a setting or a failed trial's last words hold."""
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def duration(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""The Hydra door to the sweep engine: ``--multirun`` words in, ``python -m gpt2_lightning sweep`` out.
+"""The Hydra door to the sweep engine: the words of a multirun in, ``python -m gpt2_lightning --multirun`` out.
 
 Loaded at every start of Hydra: nothing heavy is imported. One number: 0 settings of its own; a study's are under ``sweep``, and
 those that files for other sweepers have under ``hydra.sweeper`` are taken from here. Choice not taken: a launcher. A trial is a
@@ -44,4 +44,4 @@ class GPT2LightningSweeper(Sweeper):
         """Run the study, or the grid, that the words ask for, and end with its exit status."""
         from gpt2_lightning.__main__ import main
 
-        sys.exit(main(["sweep", *arguments]))
+        sys.exit(main(["--multirun", *arguments]))
