@@ -18,12 +18,11 @@ from gpt2_lightning.config import load_config, to_yaml
 from gpt2_lightning.folder import write_whole
 from gpt2_lightning.settings.sampler import SamplerConfig
 from gpt2_lightning.sweep.ledger import Root
-from gpt2_lightning.sweep.outcome import read_scores
 from gpt2_lightning.sweep.plan import Plan
 
 __all__ = ["Row", "front", "rank", "rows_of", "summary", "write_tables"]
 
-RUNNER_UPS = 5
+RUNNER_UPS, OF_FRONT = 5, 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +119,11 @@ def write_decode(rows: list[Row], plan: Plan) -> None:
 
 def read_decode(row: Row, plan: Plan) -> list[dict[str, Any]]:
     """The scores of a trial's candidates, where its folder is at hand."""
-    return read_scores(plan.folder / row.name) if row.state == "complete" else []
+    try:
+        text = (plan.folder / row.name / "scores.json").read_text(encoding="utf-8")
+        return json.loads(text) if row.state == "complete" else []
+    except (OSError, ValueError):
+        return []
 
 
 def as_csv(lines: list[list[Any]]) -> str:
@@ -176,7 +179,8 @@ def counts(rows: list[Row]) -> str:
 def best_lines(best: list[Row], ranked: list[Row], plan: Plan) -> list[str]:
     """The best, and how far it is from the baseline; of several objectives the front."""
     if len(plan.sweep.objectives) > 1:
-        return ["", "the front", *(f"  {described(row, plan)}" for row in best)]
+        more = [f"  and {len(best) - OF_FRONT} more, in trials.csv"] if len(best) > OF_FRONT else []
+        return ["", "the front", *(f"  {described(row, plan)}" for row in best[:OF_FRONT]), *more]
     name, baseline = plan.sweep.objectives[0], next((row for row in ranked if plan.is_baseline(row.place)), None)
     lines = ["", f"best      {described(best[0], plan)}"]
     if baseline:
