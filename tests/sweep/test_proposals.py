@@ -70,6 +70,15 @@ def test_slots_that_are_filled_at_once_get_points_of_their_own(name: str) -> Non
     assert unlike(points) == 5
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_first_trials_that_do_not_see_each_other_yet_are_unlike(name: str) -> None:
+    points = []
+    for number in range(5):
+        study = optuna.create_study(sampler=build_sampler(SweepConfig(sampler=name), number))
+        points.append(read_space(SPACE).ask(study.ask()))
+    assert unlike(points) == 5
+
+
 @pytest.mark.parametrize("name", ["tpe", "random", "nsga2"])
 def test_conditions_are_proposed(name: str) -> None:
     points = propose(SweepConfig(sampler=name), read_space(CONDITIONAL), 16)
