@@ -59,21 +59,23 @@ def play(words: Sequence[str], broken: Break | None) -> None:
     """The command in this process, which ends with its status."""
     status = 99
     try:
-        if broken:
-            broken()
-        while True:
-            try:
-                status = main(list(words))
-                break
-            except Again:
-                continue
-    except SystemExit as error:
-        status = int(error.code or 0)
-    except BaseException:
-        traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+        try:
+            if broken:
+                broken()
+            while True:
+                try:
+                    status = main(list(words))
+                    break
+                except Again:
+                    continue
+        except SystemExit as error:
+            status = int(error.code or 0)
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:  # on a full disk nothing can be said, and this fork is still not to go on with the tests
+        os._exit(status)
 
 
 def start(words: Sequence[str], cwd: Path, broken: Break | None = None, log: str = "log", errors: str = "", **env: str) -> int:
@@ -81,37 +83,42 @@ def start(words: Sequence[str], cwd: Path, broken: Break | None = None, log: str
     pid = os.fork()
     if pid:
         return pid
-    os.setpgid(0, 0)
-    for descriptor, name in ((1, log), (2, errors or log)):
-        os.dup2(os.open(cwd / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), descriptor)
-    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-    os.chdir(cwd)
-    for name in (
-        "GPT2_LIGHTNING_RUN",
-        "GPT2_LIGHTNING_START",
-        "GPT2_LIGHTNING_RANK_0",
-        "LOCAL_RANK",
-        "WORLD_SIZE",
-        "NODE_RANK",
-        "MASTER_PORT",
-    ):
-        os.environ.pop(name, None)
-    os.environ.update(env)
-    torch.set_num_threads(1)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    try:
+        os.setpgid(0, 0)
+        for descriptor, name in ((1, log), (2, errors or log)):
+            os.dup2(os.open(cwd / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), descriptor)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        os.chdir(cwd)
+        for name in (
+            "GPT2_LIGHTNING_RUN",
+            "GPT2_LIGHTNING_START",
+            "GPT2_LIGHTNING_RANK_0",
+            "LOCAL_RANK",
+            "WORLD_SIZE",
+            "NODE_RANK",
+            "MASTER_PORT",
+        ):
+            os.environ.pop(name, None)
+        os.environ.update(env)
+        torch.set_num_threads(1)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
-    def fork_ranks(self: Any) -> None:
-        port, ranks = self.cluster_environment.main_port, self.num_processes * self.num_nodes
-        os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "WORLD_SIZE": str(ranks)})
-        os.environ["LOCAL_RANK"] = "0"
-        self.procs = [Fork(words, rank, broken) for rank in range(1, ranks)]
+        def fork_ranks(self: Any) -> None:
+            port, ranks = self.cluster_environment.main_port, self.num_processes * self.num_nodes
+            os.environ.update(
+                {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "WORLD_SIZE": str(ranks)}
+            )
+            os.environ["LOCAL_RANK"] = "0"
+            self.procs = [Fork(words, rank, broken) for rank in range(1, ranks)]
 
-    def again(*_: Any) -> None:
-        raise Again
+        def again(*_: Any) -> None:
+            raise Again
 
-    launcher._SubprocessScriptLauncher._call_children_scripts = fork_ranks  # type: ignore[method-assign]
-    os.execve = again  # type: ignore[assignment]
+        launcher._SubprocessScriptLauncher._call_children_scripts = fork_ranks  # type: ignore[method-assign]
+        os.execve = again  # type: ignore[assignment]
+    except BaseException:  # such as a full disk: this fork is not to go on with the tests
+        os._exit(98)
     play(words, broken)
     raise AssertionError
 

@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,7 +54,8 @@ def main(argv: list[str] | None = None) -> int:
     except PlatformError as error:
         if show_trace:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        with suppress(OSError):  # a full disk
+            print(f"error: {error}", file=sys.stderr)
         return error.status
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)

@@ -9,6 +9,7 @@ refused is refused at once.
 import json
 import os
 import shutil
+import socket
 import sys
 import time
 from contextlib import suppress
@@ -235,7 +236,7 @@ def write_settings(folder: Path, config: RunConfig) -> None:
 
 def write_whole(path: Path, text: str) -> None:
     """Write beside the target, flush, rename, flush the folder; raises OutputError."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")  # others may write it, too
     try:
         with partial.open("w", encoding="utf-8") as file:
             file.write(text)

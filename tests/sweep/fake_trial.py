@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
@@ -136,11 +137,17 @@ def fail(wrong):
         time.sleep(3600)
 
 
-try:
-    main()
-except PlatformError as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(error.status)
-except OSError as error:
-    print(f"error: output: {error}", file=sys.stderr)
-    sys.exit(8)
+def end(status, text):
+    """Whether there is room for the text or not."""
+    with suppress(OSError):
+        print(f"error: {text}", file=sys.stderr, flush=True)
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except PlatformError as error:
+        end(error.status, error)
+    except OSError as error:
+        end(8, f"output: {error}")

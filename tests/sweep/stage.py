@@ -76,9 +76,11 @@ class Stage:
 
     def audit(self, event: str = "") -> list[Line]:
         """What the trials' processes have noted."""
-        path = self.folder / "audit"
-        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        return [line for line in lines if line["event"] == event or not event]
+        return [line for line in self.read(self.folder / "audit") if line["event"] == event or not event]
+
+    @staticmethod
+    def read(path: Path) -> list[Line]:
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def wait_for(self, what: Callable[[], Any], seconds: float = 30) -> Any:
         end = time.monotonic() + seconds
@@ -126,9 +128,9 @@ class Stage:
                 found.append(int(path.parent.name))
         return found
 
-    def values(self) -> dict[str, Any]:
+    def values(self, n_trials: int = 8) -> dict[str, Any]:
         """Parameters and final values by trial, for comparison."""
-        return {r.name: (r.last.user_attrs["point"], r.outcome and r.outcome["values"]) for r in self.roots()}
+        return {r.name: (r.last.user_attrs["point"], r.outcome and r.outcome["values"]) for r in self.roots(n_trials)}
 
 
 def kill(pid: int, number: int = signal.SIGKILL) -> None:

@@ -134,13 +134,13 @@ def test_failures_are_classed_and_never_stop_the_study(tmp_path: Path, monkeypat
 
 
 def test_settings_that_are_not_valid_together_fail_as_an_error(tmp_path: Path) -> None:
-    stage = Stage(tmp_path, "journal", "model.n_head=choice(1, 2, 3)", "model.n_embd=choice(32, 48)", "sweep.sampler=grid")
+    stage = Stage(tmp_path, "journal", "model.n_head=choice(2, 4)", "model.n_embd=choice(64, 66)", "sweep.sampler=grid")
     stage.words = [w for w in stage.words if not w.startswith(("optimizer.lr=", "loss.beta=", "sweep.n_trials"))]
     assert stage.run() == 0, stage.said()
     outcomes = [root.outcome or {} for root in stage.roots()]
     bad = [o for o in outcomes if o["class"] == "error"]
     assert len(bad) == 1 and "n_head" in bad[0]["reason"]
-    assert len([o for o in outcomes if o["state"] == "complete"]) == len(outcomes) - 1 >= 5
+    assert len([o for o in outcomes if o["state"] == "complete"]) == len(outcomes) - 1 >= 3
 
 
 def pause_points() -> list[Any]:
@@ -175,7 +175,7 @@ def test_an_agent_killed_anywhere_loses_nothing(tmp_path: Path, owner: Any, name
 
 
 def test_a_paused_agent_lets_go_of_what_was_taken_over(tmp_path: Path, storage: str) -> None:
-    stage = Stage(tmp_path, storage, "sweep.lease_seconds=1", "trainer.max_steps=60", "sweep.n_trials=3", fake={"ms": 40})
+    stage = Stage(tmp_path, storage, "sweep.lease_seconds=1", "trainer.max_steps=200", "sweep.n_trials=1", fake={"ms": 60})
     pid = stage.start()
     child = stage.wait_for(lambda: stage.audit("start"))[0]["pid"]
     stage.wait_for(lambda: (stage.study / "trial-000/checkpoint.json").exists())
@@ -187,7 +187,7 @@ def test_a_paused_agent_lets_go_of_what_was_taken_over(tmp_path: Path, storage: 
     stage.wait_for(lambda: any(line["trial"] == "trial-000" for line in stage.audit("end")))
     kill(pid, signal.SIGCONT)
     assert [finish(pid), finish(other)] == [0, 0]
-    stage.assert_whole(3)
+    stage.assert_whole(1)
     assert "another agent's now" in stage.said()
     assert "trial-000 complete" not in stage.said() and "trial-000 complete" in stage.said("other")
     assert [line["trial"] for line in stage.audit("end")].count("trial-000") == 1
@@ -349,7 +349,7 @@ def test_faked_gpus_are_shared_out_and_all_filled(tmp_path: Path, gpus: str, n: 
 def test_slots_are_refilled_at_once(tmp_path: Path) -> None:
     """The share of busy time is printed; what is asserted has room for a loaded machine."""
     words = ("sweep.slots=8", "sweep.n_trials=32", "sweep.pruner=threshold", "sweep.pruner_options={upper: 6.5}",
-             "trainer.max_steps=40", "trainer.val_every=20")  # fmt: skip
+             "trainer.max_steps=50", "trainer.val_every=25")  # fmt: skip
     stage = Stage(tmp_path, "journal", *words, fake={"ms": 75})
     assert stage.run(seconds=120) == 0, stage.said()
     busy, gaps = occupation(stage, 8)

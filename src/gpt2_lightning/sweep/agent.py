@@ -8,6 +8,7 @@ Choice not taken: asking for a batch and waiting for all of it, which leaves slo
 import json
 import math
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from gpt2_lightning.folder import write_whole
 from gpt2_lightning.lock import living_holder, machine
 from gpt2_lightning.signals import Interrupted
 from gpt2_lightning.sweep.ledger import Claim, Ledger, Lost, Root, finished
-from gpt2_lightning.sweep.outcome import Reports, broken_by, classify, log_tail, worst
+from gpt2_lightning.sweep.outcome import Reports, broken_by, classify, for_optuna, log_tail
 from gpt2_lightning.sweep.plan import Plan, fingerprint
 from gpt2_lightning.sweep.pool import Child, Slot, end_group
 from gpt2_lightning.sweep.proposals import build_pruner, build_sampler, halve
@@ -44,6 +45,7 @@ REAP_SECONDS = 2.0
 STOP_SECONDS = 120.0  # a child's time to save and end
 WAIT_SECONDS = 5.0  # before what may pass is tried again: a folder held by a process elsewhere, a full disk
 MOST_WAITS = 60
+FULL_BYTES = 2**20
 DRAW_SECONDS = 0.5
 LEAVE_SECONDS = 5.0  # for the storage to answer an agent that is ending
 
@@ -59,7 +61,7 @@ class Agent:
         self.signal = 0
         self.dirty = True
         self.samplers: dict[str, list[dict[str, Any]]] = {}
-        ledger.prepare = lambda number: build_sampler(plan.sweep, number)
+        ledger.prepare = lambda place: build_sampler(plan.sweep, place)
         ledger.study.pruner = build_pruner(plan.sweep, *plan.marks)
 
     def run(self) -> list[Row]:
@@ -68,6 +70,8 @@ class Agent:
             signal.signal(number, self.note_signal)
         self.ledger.patience.while_waiting = self.heed
         try:
+            self.ledger.beat()
+            self.reap()
             while not self.turn():
                 time.sleep(TICK_SECONDS)
         except Interrupted:
@@ -97,8 +101,8 @@ class Agent:
         self.ledger.beat()
         for work in list(self.work.values()):
             self.guarded(work, self.look)
-        looked = self.reap()
         self.refill()
+        looked = self.reap()
         self.draw()
         return looked and not self.work and self.over()
 
@@ -113,7 +117,8 @@ class Agent:
 
     def reap(self) -> bool:
         """Now and then: queue again what is left behind, and look at the whole study; returns whether it was time."""
-        if time.monotonic() - self.reaped < min(REAP_SECONDS, self.ledger.lease_seconds / 4) and not self.dirty:
+        last = self.dirty and not self.work
+        if time.monotonic() - self.reaped < min(REAP_SECONDS, self.ledger.lease_seconds / 4) and not last:
             return False
         for text in self.ledger.reap():
             self.view.note(text)
@@ -122,7 +127,7 @@ class Agent:
             self.guarded(work, partial(self.require, roots))
         self.rows = rows_of(roots)
         if self.dirty:
-            self.write_tables()
+            self.write_tables(roots)
         self.reaped, self.dirty = time.monotonic(), False
         return True
 
@@ -131,11 +136,11 @@ class Agent:
         if not any(t.number == work.claim.number and t.state == TrialState.RUNNING for root in roots for t in root.attempts):
             raise Lost
 
-    def write_tables(self) -> None:
+    def write_tables(self, roots: list[Root]) -> None:
         """What people look at; a full disk costs no trial."""
         try:
             write_tables(self.rows, self.plan)
-            write_record(self.ledger.roots(), self.plan)
+            write_record(roots, self.plan)
         except OutputError as error:
             self.view.note(f"warning: {error}")
 
@@ -148,6 +153,7 @@ class Agent:
         if any(root.outcome is None for root in roots if self.ledger.counts(root)):
             return False
         write_tables(self.rows, self.plan)
+        write_record(roots, self.plan)
         return True
 
     def confirm(self, roots: list[Root]) -> bool:
@@ -170,6 +176,8 @@ class Agent:
         for slot in [slot for slot in self.slots if slot.index not in self.work]:
             if time.monotonic() < self.tried:
                 return
+            if self.dirty:
+                self.rows = rows_of(self.ledger.roots())
             claim = self.ledger.claim(self.plan.fixed)
             if claim is None:
                 self.tried = time.monotonic() + 1.0
@@ -212,13 +220,9 @@ class Agent:
 
     def point(self, claim: Claim) -> Point:
         """The values of the trial's parameters, asked of the sampler where its place has none of its own."""
-        if self.plan.is_baseline(claim.place) and self.fixed_none(claim):
+        if self.plan.is_baseline(claim.place) and (self.plan.outside(claim.place) or not len(self.plan.space)):
             return {}
         return self.ledger.call(lambda: self.plan.space.ask(claim.trial))
-
-    def fixed_none(self, claim: Claim) -> bool:
-        """Whether the baseline lies outside the space, so that nothing is asked of the sampler."""
-        return self.plan.outside(claim.place) or not len(self.plan.space)
 
     def settings(self, claim: Claim, slot: Slot, point: Point, more: list[str]) -> RunConfig:
         """The trial's settings: those its file has where it was begun before, on whatever machine."""
@@ -340,6 +344,8 @@ class Agent:
         assert work.child
         work.child.kill()  # what it may have left behind
         kind, reason = classify(status, log_tail(work.log, work.heard))
+        if kind == "error" and shutil.disk_usage(self.plan.folder).free < FULL_BYTES:
+            kind = "disk"
         if work.step > work.step_at_start:
             work.failures = work.waits = 0
         if status == 0:
@@ -372,8 +378,7 @@ class Agent:
     def conclude(self, work: Work) -> None:
         """A trial that has trained to its end, or whose training was there."""
         values, decode = work.values(self.plan)
-        missing = [name for name in self.plan.sweep.objectives if name not in values]
-        if missing:
+        if missing := [name for name in self.plan.sweep.objectives if name not in values]:
             self.tell(work, "failed", "error", f"it has no finite {missing[0]}")
         else:
             self.tell(work, "complete", values=values, decode=decode)
@@ -386,22 +391,11 @@ class Agent:
             for name, excess in over.items():
                 self.ledger.call(partial(work.claim.trial.set_constraint, name, excess))
             outcome["broken"] = [name for name, excess in over.items() if excess > 0]
-        outcome |= self.to_optuna(work, outcome)
+        beside = work.claim.place is None or self.plan.outside(work.claim.place)
+        outcome |= {"optuna": "FAIL"} if beside else for_optuna(outcome, self.plan.sweep, work.value, self.ledger.trials())
         self.ledger.tell(work.claim, outcome)
         shown = ", ".join(f"{name} {value:.4f}" for name, value in outcome["values"].items()) or reason
         self.free(work, f"{work.claim.name} {state if state != 'failed' else f'failed ({kind})'} at step {work.step}: {shown}")
-
-    def to_optuna(self, work: Work, outcome: dict[str, Any]) -> dict[str, Any]:
-        """What the sampler is to see: a value, or nothing of what lies outside the space or beside the study."""
-        if work.claim.place is None or self.plan.outside(work.claim.place):
-            return {"optuna": "FAIL"}
-        if outcome["state"] == "complete":
-            return {"optuna": "COMPLETE", "told": [outcome["values"][name] for name in self.plan.sweep.objectives]}
-        if outcome["state"] == "pruned" and len(self.plan.sweep.objectives) == 1 and work.value is not None:
-            return {"optuna": "PRUNED", "told": [work.value]}
-        if outcome["class"] == "diverged":
-            return {"optuna": "COMPLETE", "told": worst(self.ledger.trials(), self.plan.sweep.directions)}
-        return {"optuna": "FAIL"}
 
     def free(self, work: Work, text: str) -> None:
         """The slot has no trial any more."""

@@ -303,7 +303,7 @@ class Ledger:
         given = fixed(root.place) if root.place is not None else None
         if given and "fixed_params" not in trial.system_attrs:
             self.call(lambda: self.storage.set_trial_system_attr(trial_id, "fixed_params", given))
-        self.study.sampler = self.prepare(trial.number) or self.study.sampler
+        self.study.sampler = self.prepare(trial.number if root.place is None else root.place) or self.study.sampler
         self.study._thread_local.cached_all_trials = None  # as study.ask does, or the sampler sees the first trials for ever
         made = self.call(lambda: optuna.Trial(self.study, trial_id))
         return Claim(made, root.name, root.place, {**trial.user_attrs})

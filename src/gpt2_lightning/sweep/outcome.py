@@ -14,7 +14,9 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-__all__ = ["Reports", "best_candidate", "broken_by", "classify", "log_tail", "training_values", "worst"]
+from gpt2_lightning.settings.sweep import SweepConfig
+
+__all__ = ["Reports", "best_candidate", "broken_by", "classify", "for_optuna", "log_tail", "read_scores", "training_values"]
 
 TAIL = 2000
 WORST = 1e3  # told of a diverged trial where no other value is known
@@ -49,7 +51,7 @@ def classify(status: int, log: str) -> tuple[str, str]:
     """The class of a failure (killed, out of memory, diverged, held, disk, error) and its reason, from exit status and log."""
     lines = [line for line in log.splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    reason = errors[-1] if errors else lines[-1] if lines else "it said nothing"
+    reason = errors[-1] if errors else lines[-1] if lines else "it could not say anything"
     if status < 0:
         return "killed", f"ended by signal {-status}"
     if status in (130, 143):
@@ -60,6 +62,8 @@ def classify(status: int, log: str) -> tuple[str, str]:
         return "out of memory", reason
     if status == 7 and re.search(r"^(rank|data worker|worker) ?\d*.*(signal|ended)", reason):
         return "killed", reason
+    if not lines:
+        return "disk", reason  # Python always has a word for what it fails of, but its log may have had no room
     if status == 8:
         return "held" if "is held by process" in reason else "disk", reason
     return "error", reason
@@ -100,6 +104,17 @@ def broken_by(folder: Path, constraints: dict[str, float]) -> dict[str, float]:
     return {name: found.get(OF_CONSTRAINT[name], math.inf) - most for name, most in constraints.items()}
 
 
+def for_optuna(outcome: Line, sweep: SweepConfig, reported: float | None, trials: Iterable[FrozenTrial]) -> Line:
+    """What the sampler is to see of a trial: values, the last that was ``reported``, a bad one if it diverged, or nothing."""
+    if outcome["state"] == "complete":
+        return {"optuna": "COMPLETE", "told": [outcome["values"][name] for name in sweep.objectives]}
+    if outcome["state"] == "pruned" and len(sweep.objectives) == 1 and reported is not None:
+        return {"optuna": "PRUNED", "told": [reported]}
+    if outcome["class"] == "diverged":
+        return {"optuna": "COMPLETE", "told": worst(trials, sweep.directions)}
+    return {"optuna": "FAIL"}
+
+
 def worst(trials: Iterable[FrozenTrial], directions: list[str]) -> list[float]:
     """For a diverged trial: worse than every value that the others have reached, and finite."""
     others = [t for t in trials if t.user_attrs.get("outcome", {}).get("class") != "diverged"]
@@ -120,11 +135,17 @@ def known_values(trial: FrozenTrial, i: int) -> list[float]:
 
 def best_candidate(folder: Path, asked: Path, by: str, direction: str) -> dict[str, Any]:
     """The best of the decode-time candidates by a measure, with its whole sampler; of equals the first. Empty without any."""
-    try:
-        scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
-        samplers = json.loads(asked.read_text(encoding="utf-8"))["samplers"]
-    except (OSError, ValueError):
-        return {}
-    sign = -1 if direction == "maximize" else 1
+    sign, scores = -1 if direction == "maximize" else 1, read_scores(folder)
     fit = [(sign * score["measures"][by], i) for i, score in enumerate(scores) if by in score["measures"]]
-    return {**scores[min(fit)[1]], "sampler": samplers[min(fit)[1]]} if fit else {}
+    if not fit:
+        return {}
+    i = min(fit)[1]
+    return {**scores[i], "sampler": json.loads(asked.read_text(encoding="utf-8"))["samplers"][i]}
+
+
+def read_scores(folder: Path) -> list[Line]:
+    """The measures of each decode-time candidate; empty where none were asked for."""
+    try:
+        return json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []

@@ -1,6 +1,6 @@
 """What proposes settings and what ends trials early: names in a study's settings in, Optuna's samplers and pruners out.
 
-A sampler is made anew for each trial, seeded by the study's seed and the trial's number: a study that goes on proposes what it
+A sampler is made anew for each trial, seeded by the study's seed and the trial's place: a study that goes on proposes what it
 would have proposed, and never the same twice. One number: 3, of as many trials at a rung of successive halving one goes on.
 Choice not taken: one sampler for the whole study, whose random state is lost with its process.
 """

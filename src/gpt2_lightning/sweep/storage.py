@@ -16,7 +16,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -248,7 +248,8 @@ class Patience:
 
 def say(line: str) -> None:
     """One line on standard error."""
-    print(line, file=sys.stderr, flush=True)
+    with suppress(OSError):  # on a full disk
+        print(line, file=sys.stderr, flush=True)
 
 
 class Stale(Exception):

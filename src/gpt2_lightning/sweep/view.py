@@ -8,6 +8,7 @@ library.
 import shutil
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -44,8 +45,7 @@ class View:
     def note(self, text: str) -> None:
         """A line that stays."""
         self.clear()
-        self.stream.write(f"{printable(text)}\n")
-        self.stream.flush()
+        self.write(f"{printable(text)}\n")
 
     def show(self, total: str, slots: list[SlotLine]) -> None:
         """The slots and the study, where it is time."""
@@ -61,13 +61,18 @@ class View:
             self.drawn = len(lines)
         else:
             lines = [total, *lines]
-        self.stream.write("\n".join(lines) + "\n")
-        self.stream.flush()
+        self.write("\n".join(lines) + "\n")
+
+    def write(self, text: str) -> None:
+        """Have it on the stream; one that is full, or closed, ends no study."""
+        with suppress(OSError):
+            self.stream.write(text)
+            self.stream.flush()
 
     def clear(self) -> None:
         """Take the block away."""
         if self.drawn:
-            self.stream.write(f"\x1b[{self.drawn}A\x1b[J")
+            self.write(f"\x1b[{self.drawn}A\x1b[J")
             self.drawn = 0
 
 
