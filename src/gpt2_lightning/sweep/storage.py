@@ -45,7 +45,7 @@ LOCK_SECONDS: Final = 10.0
 TABLE_TRIES: Final = 8
 # SQLite takes its lock before the first read, or two claims of one trial both succeed. PostgreSQL drops a transaction whose
 # process was paused within it, or its row lock stops everybody.
-OPENINGS: Final = {"postgresql": "SET LOCAL idle_in_transaction_session_timeout = '30s'"}
+OPENINGS: Final = {"sqlite": "BEGIN IMMEDIATE", "postgresql": "SET LOCAL idle_in_transaction_session_timeout = '30s'"}
 ALIVE: Final = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
 CONNECT: Final[dict[str, dict[str, Any]]] = {
     "sqlite": {"timeout": 30, "isolation_level": None},
