@@ -250,7 +250,7 @@ def test_patience_stops_a_run_that_gets_no_better(command: Command, tmp_path: Pa
 def test_compiled_training_gives_the_same_losses(process: Command, tmp_path: Path) -> None:
     for run_id, flag in (("plain", "false"), ("compiled", "true")):
         train(
-            command,
+            process,
             "trainer.max_steps=3",
             "trainer.val_every=3",
             "trainer.log_every=1",

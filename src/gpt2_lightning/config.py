@@ -230,12 +230,17 @@ def parse_override(word: str) -> Override:
 
 def load_config(path: str, overrides: list[str]) -> RunConfig:
     """A run's own config.yaml, with changes to single keys; raises ConfigError."""
+    changes = [change.lstrip("+") for change in overrides]
+    for key, _, value in (change.partition("=") for change in changes):
+        if key in LAYERS or group_options(key):
+            rule = f"is a file, and the settings of '{path}' are whole already"
+            raise ConfigError("setting", key=key, value=value, rule=rule, remedy="Set single keys, such as trainer.max_steps=100")
     try:
-        return complete(OmegaConf.load(path), OmegaConf.from_dotlist([change.lstrip("+") for change in overrides]))
-    except (OSError, YAMLError, KeyError, AssertionError) as error:
-        raise ConfigError("configuration", key="config", value=path, rule=f"cannot be read: {error}") from error
+        return complete(OmegaConf.load(path), OmegaConf.from_dotlist(changes))
     except OmegaConfBaseException as error:
         raise ConfigError("configuration", key="config", value=path, rule=first_line(error)) from error
+    except (OSError, YAMLError, KeyError, AssertionError) as error:
+        raise ConfigError("configuration", key="config", value=path, rule=f"cannot be read: {error}") from error
 
 
 def differences(then: RunConfig, now: RunConfig) -> dict[str, tuple[Any, Any]]:
