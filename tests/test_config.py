@@ -176,6 +176,8 @@ def test_config_yaml_reads_back_equal(here: Path) -> None:
         ("optimizer.lrr=1", "lrr"),
         ("trainer.max_steps=x", "Integer"),
         ("loss.beta=-1", "at least 0"),
+        ("model=nano", "is a file, and the settings of 'config.yaml' are whole already"),
+        ("debug=fast_dev_run", "Set single keys"),
     ):
         with pytest.raises(ConfigError, match=message):
             load_config("config.yaml", [change])

@@ -166,8 +166,8 @@ class Variants:
     def at(self, values: Mapping[str, Any]) -> RunConfig:
         """The run with these values by key, of settings and of groups; raises ConfigError."""
         options = {key: value for key, value in values.items() if group_options(key)}
-        words = [word for word in self.overrides if word.partition("=")[0] not in options]
-        words += [f"{key}={value}" for key, value in options.items()]
+        words = [word for word in self.overrides if word.partition("=")[0].lstrip("+") not in options]
+        words = in_order([*words, *(f"{key}={value}" for key, value in options.items())])
         with explained([*words, *(f"{key}={value}" for key, value in values.items())]):
             mark = str(sorted(options.items()))
             if mark not in self.read:
@@ -202,7 +202,7 @@ def read_overrides(words: list[str]) -> tuple[list[str], dict[str, str]]:
     for word in words:
         key, _, text = word.lstrip("+").partition("=")
         of_space = re.fullmatch(r"(?:hydra\.sweeper|sweep)\.params\.(.+)", key)
-        if of_space or (key not in LAYERS and offers(word)):
+        if of_space or (key not in ("sweeps", "debug") and offers(word)):
             offered[of_space[1] if of_space else key] = text
         else:
             plain.append(word)

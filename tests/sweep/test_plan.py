@@ -336,6 +336,16 @@ def test_a_plain_multirun_is_a_grid_of_runs_named_by_its_words() -> None:
     assert read_plan(multirun_words([*words, "sweep.devices_per_trial=2"])).config({}, "trainer.devices=2").trainer.devices == 2
 
 
+def test_a_multirun_tries_experiments_too() -> None:
+    plan = read_plan(multirun_words(["+experiment=quickstart,recall", "optimizer.lr=1e-3,2e-3"]))
+    assert len(plan.points) == 4 and not plan.sweep.baseline
+    runs = [plan.config(point) for point in plan.points]
+    assert [(run.data.synthetic, run.optimizer.lr) for run in runs] == [
+        (None, 1e-3), (None, 2e-3), ("recall", 1e-3), ("recall", 2e-3)]  # fmt: skip
+    with pytest.raises(ConfigError, match="no such experiment"):
+        read_plan(multirun_words(["+experiment=quickstart,recal"]))
+
+
 def test_a_multirun_of_a_study_or_with_a_number_of_trials_is_a_search() -> None:
     for words in (
         ["+sweeps=lr"],

@@ -394,7 +394,8 @@ class Agent:
         beside = work.claim.place is None or self.plan.outside(work.claim.place)
         outcome |= {"optuna": "FAIL"} if beside else for_optuna(outcome, self.plan.sweep, work.value, self.ledger.trials())
         self.ledger.tell(work.claim, outcome)
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in outcome["values"].items()) or reason
+        reached = {self.plan.sweep.objectives[0]: work.value} if state == "pruned" and work.value is not None else {}
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in (outcome["values"] or reached).items()) or reason
         self.free(work, f"{work.claim.name} {state if state != 'failed' else f'failed ({kind})'} at step {work.step}: {shown}")
 
     def free(self, work: Work, text: str) -> None:
