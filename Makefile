@@ -3,6 +3,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 RUN := $(VENV)/bin/python
+TEST := $(RUN) -m pytest -n auto --maxprocesses 4 --dist worksteal
 SHELL := /bin/bash
 
 .PHONY: setup quickstart test test-all lint format wheel lock clean
@@ -22,10 +23,10 @@ quickstart: setup
 	$(RUN) -m gpt2_lightning +experiment=quickstart
 
 test: setup
-	$(RUN) -m pytest -m "not slow"
+	$(TEST) -m "not slow"
 
 test-all: setup
-	$(RUN) -m pytest
+	$(TEST)
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -7,6 +7,7 @@ import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,19 +108,20 @@ def test_workers_and_ranks_change_nothing(here: Path, workers: int, ranks: int) 
 
 @pytest.mark.slow
 def test_the_data_command_gives_one_digest_for_any_workers_and_ranks(here: Path, command: Command) -> None:
-    """Five hundred batches, real processes, all augmentations."""
+    """Real processes, all augmentations; five hundred batches of two ways."""
     write_corpora(here)
     write_mix(here, weight=2)
-    words = ("data", "model=nano", "data=mix", "augment=all", "n=500", "data.batch_size=8")
+    words = ("data", "model=nano", "data=mix", "augment=all", "data.batch_size=8")
 
     def digest(*more: str) -> str:
         done = command(*words, *more, cwd=here)
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()[-1]
 
+    assert digest("n=500") == digest("n=500", "ranks=2", "workers=2")
     ways = [f"workers={n}" for n in range(4)] + ["ranks=2", "ranks=4"]
-    assert len({digest(*way.split()) for way in [*ways, "ranks=2 workers=2"]}) == 1
-    assert digest("seed=1") != digest() != digest("skip=1")
+    assert len({digest("n=50", way) for way in ways}) == 1
+    assert digest("n=5", "seed=1") != digest("n=5") != digest("n=5", "skip=1")
 
 
 def test_the_data_command_shows_what_there_is(here: Path, command: Command) -> None:
@@ -446,6 +448,22 @@ def test_a_killed_worker_is_named(here: Path) -> None:
     with pytest.raises(MachineError, match=r"data worker.*\(pid"):
         for _ in batches:
             pass
+
+
+def test_a_worker_killed_while_it_hands_a_batch_over_is_named(here: Path) -> None:
+    def torn() -> Iterator[Any]:
+        raise ConnectionResetError("Connection reset by peer")
+        yield
+
+    loader = module(SHAKESPEARE, workers=1, steps=100_000).rank_loader(1, 0)
+    batches = iter(loader)
+    next(batches)
+    with pytest.raises(ConnectionResetError):  # nobody is dead
+        loader.next_part(torn())
+    (worker,) = loader.processes
+    os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(MachineError, match=rf"worker \(pid {worker.pid}\) is killed by signal: 9"):
+        loader.next_part(torn())
 
 
 def test_a_changed_corpus_or_another_batch_is_noticed(here: Path) -> None:

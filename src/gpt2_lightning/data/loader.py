@@ -5,6 +5,7 @@ worker fills some rows of every micro-batch, so that each lane stays where it is
 One number: 3, the steps whose places are kept, since Lightning may have asked for a batch more than it has trained on.
 """
 
+import multiprocessing
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -117,13 +118,16 @@ class TrainLoader:
         self.places = rows.places.copy()
         self.kept = {start: rows.places.copy()}
         self.ended, self.ended_rows = False, 0
+        self.processes: list[Any] = []
 
     def __len__(self) -> int:
         return self.stop - self.skipped
 
     def __iter__(self) -> Iterator[Batch]:
         stream = PartStream(self.rows, self.start, self.stop)
+        others = multiprocessing.active_children()
         parts = iter(self.worker_parts(stream) if self.workers else stream)
+        self.processes = [process for process in multiprocessing.active_children() if process not in others]
         for step in range(self.start, self.stop):
             began = time.perf_counter()
             batch = self.join(step, [self.next_part(parts) for _ in range(max(1, self.workers))])
@@ -139,15 +143,24 @@ class TrainLoader:
         """The next worker's part; raises what it met, or MachineError when it was killed."""
         try:
             part = next(parts)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, OSError, EOFError) as error:
+            if not (rule := self.killed(error)):
                 raise
             remedy = "Was it out of memory? Lower data.workers"
-            rule = str(error).splitlines()[0]
             raise MachineError("data worker", key="data.workers", value=self.workers, rule=rule, remedy=remedy) from error
         if isinstance(part, PlatformError):
             raise part
         return part
+
+    def killed(self, error: Exception) -> str:
+        """Who was killed, where the error says so or comes of asking one that is gone; empty for other errors."""
+        if "DataLoader worker (pid" in str(error):
+            return str(error).splitlines()[0]
+        for process in self.processes:
+            process.join(1.0)
+            if process.exitcode:
+                return f"worker (pid {process.pid}) is killed by signal: {-process.exitcode}"
+        return ""
 
     def join(self, step: int, parts: list[Part]) -> Batch:
         """One micro-batch of the workers' parts; notes where its lanes stand."""
