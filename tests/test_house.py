@@ -18,6 +18,7 @@ ROOMS = {
     "omegaconf": {"config"},
     "lightning": {"module", "data.stream", "run", "dashboard", "keeper", "trainer"},
     "optuna": {
+        "report.charts",
         "sweep.agent",
         "sweep.ledger",
         "sweep.outcome",
@@ -26,6 +27,8 @@ ROOMS = {
         "sweep.space",
         "sweep.storage",
     },
+    "plotly": {"report.charts"},
+    "matplotlib": {"report.charts"},
     "sqlalchemy": {"sweep.storage"},
     "datasets": {"data.hub"},
     "tensorboard": {"dashboard"},
@@ -33,9 +36,9 @@ ROOMS = {
     "safetensors": {"checkpoint", "weights"},
     "transformers": set(),
 }
-HEIGHT = ["errors", "processor", "settings", "config", "lock", "signals", "folder", "weights", "decoder", "loss", "optimizer",
-          "metrics", "text_metrics", "checkpoint", "data", "generation", "guard", "module", "dashboard", "ranks", "keeper",
-          "trainer", "run", "trial", "sweep", "__main__"]  # fmt: skip
+HEIGHT = ["errors", "processor", "settings", "config", "lock", "signals", "folder", "report", "weights", "decoder", "loss",
+          "optimizer", "metrics", "text_metrics", "checkpoint", "data", "generation", "guard", "module", "dashboard", "ranks",
+          "keeper", "trainer", "run", "trial", "sweep", "__main__"]  # fmt: skip
 
 
 def modules() -> dict[str, set[str]]:
