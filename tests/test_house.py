@@ -19,6 +19,7 @@ ROOMS = {
     "lightning": {"module", "data.stream", "run", "dashboard", "keeper", "trainer"},
     "optuna": {
         "report.charts",
+        "servers",
         "sweep.agent",
         "sweep.ledger",
         "sweep.outcome",
@@ -36,9 +37,9 @@ ROOMS = {
     "safetensors": {"checkpoint", "weights"},
     "transformers": set(),
 }
-HEIGHT = ["errors", "processor", "settings", "config", "lock", "signals", "folder", "report", "weights", "decoder", "loss",
-          "optimizer", "metrics", "text_metrics", "checkpoint", "data", "generation", "guard", "module", "dashboard", "ranks",
-          "keeper", "trainer", "run", "trial", "sweep", "__main__"]  # fmt: skip
+HEIGHT = ["errors", "processor", "settings", "config", "lock", "signals", "folder", "report", "servers", "weights", "decoder",
+          "loss", "optimizer", "metrics", "text_metrics", "checkpoint", "data", "generation", "guard", "module", "dashboard",
+          "ranks", "keeper", "trainer", "run", "trial", "sweep", "__main__"]  # fmt: skip
 
 
 def modules() -> dict[str, set[str]]:

@@ -27,6 +27,7 @@ HELP = """usage: python -m gpt2_lightning [command] [key=value ...]
                                              sampler=NAME sampler.KEY=... max_new_tokens n seed stop context numbers step
   report study=NAME|PATH                     what came out of a study, as a page: HTML, and Markdown with PNGs [out=FOLDER]
   report run=NAME|PATH[,NAME|PATH ...]       a run's curves, samples and settings; of several, side by side
+  dashboard study=NAME|run=NAME              TensorBoard and, for a study, Optuna's page, until Ctrl-C [port=6006]
   list [experiment|sweeps|model|optimizer|...]      what there is to choose from
   list runs|studies [sort=age|best|name|size] [name=GLOB] [state=running|finished|unfinished] [n=...]   what there is
 
@@ -294,6 +295,13 @@ def write_report(words: list[str]) -> None:
     report(words)
 
 
+def serve_pages(words: list[str]) -> None:
+    """Serve the pages of a study, a run, or all there is, until Ctrl-C."""
+    from gpt2_lightning.servers import dashboard
+
+    dashboard(words)
+
+
 def list_options(words: list[str]) -> None:
     """Print the runs or studies there are, or the options of the groups, each with its first comment line."""
     if words and words[0] in ("runs", "studies"):
@@ -329,6 +337,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "data": look_at_data,
     "generate": generate,
     "report": write_report,
+    "dashboard": serve_pages,
     "list": list_options,
 }
 

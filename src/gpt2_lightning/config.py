@@ -234,7 +234,9 @@ def load_config(path: str, overrides: list[str]) -> RunConfig:
     for key, _, value in (change.partition("=") for change in changes):
         if key in LAYERS or group_options(key):
             rule = f"is a file, and the settings of '{path}' are whole already"
-            raise ConfigError("setting", key=key, value=value, rule=rule, remedy="Set single keys, such as trainer.max_steps=100")
+            raise ConfigError(
+                "setting", key=key, value=value, rule=rule, remedy="Set single keys, such as trainer.max_steps=100"
+            )
     try:
         return complete(OmegaConf.load(path), OmegaConf.from_dotlist(changes))
     except OmegaConfBaseException as error:

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, fields
@@ -28,6 +29,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 import optuna
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna.distributions import json_to_distribution
+from optuna.exceptions import ExperimentalWarning
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
@@ -69,7 +71,8 @@ def dashboard(words: list[str]) -> None:
 
 def read_asked(words: list[str]) -> Asked:
     """What the words ask for; raises ConfigError and StudyError."""
-    own, options = {}, {}
+    own: dict[str, str] = {}
+    options: dict[str, str] = {}
     settings = [f.name for f in fields(DashboardConfig)]
     for word in words:
         key, equals, value = word.partition("=")
@@ -79,13 +82,17 @@ def read_asked(words: list[str]) -> Asked:
         (own if key in OWN else options)[key] = value
     where, outputs = DashboardConfig(**read_words(DashboardConfig, options)), Path(own.get("outputs", "outputs"))
     if {"study", "run"} <= own.keys():
-        raise ConfigError("study", key="study", value=own["study"], rule="excludes run", remedy="Give one of the two, or neither")
+        raise ConfigError(
+            "study", key="study", value=own["study"], rule="excludes run", remedy="Give one of the two, or neither"
+        )
     if "study" in own:
         folder = find_study(own["study"], outputs)
         return Asked(folder=folder, study=folder, where=where)
     folder = find_log(own["run"], outputs) if "run" in own else outputs
     if not folder.is_dir():
-        raise ConfigError("output folder", key="outputs", value=str(folder), rule="is not there", remedy="Train something first")
+        raise ConfigError(
+            "output folder", key="outputs", value=str(folder), rule="is not there", remedy="Train something first"
+        )
     return Asked(folder=folder, study=None, where=where)
 
 
@@ -150,8 +157,17 @@ def require_port(asked: Asked, port: int) -> None:
 def start_tensorboard(asked: Asked, running: ExitStack) -> None:
     """TensorBoard over the folder, as a process that ends with this one; raises MachineError."""
     require_port(asked, asked.where.port)
-    log = running.enter_context(tempfile.TemporaryFile())
-    words = ["--logdir", str(asked.folder), "--host", asked.where.host, "--port", str(asked.where.port), "--reload_interval", "5"]
+    log = running.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+    words = [
+        "--logdir",
+        str(asked.folder),
+        "--host",
+        asked.where.host,
+        "--port",
+        str(asked.where.port),
+        "--reload_interval",
+        "5",
+    ]
     command = [sys.executable, "-c", TENSORBOARD, str(os.getpid()), *words]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
     running.callback(end, process)
@@ -166,9 +182,8 @@ def start_tensorboard(asked: Asked, running: ExitStack) -> None:
 
 def answers(page: str) -> bool:
     """Whether a page can be had."""
-    with suppress(OSError):
-        with urlopen(page, timeout=5) as reply:
-            return bool(reply.status == 200)
+    with suppress(OSError), urlopen(page, timeout=5) as reply:
+        return bool(reply.status == 200)
     return False
 
 
@@ -234,10 +249,10 @@ class Mirror:
         self.folder, self.artifacts = folder, artifacts
         record = read_record(folder)
         self.storage, self.objectives = InMemoryStorage(), record["objectives"]
-        self.study = optuna.create_study(
-            storage=self.storage, study_name=record["study"], directions=[str(d) for d in record["directions"]]
-        )
-        self.study.set_metric_names(self.objectives)
+        self.study = optuna.create_study(storage=self.storage, study_name=record["study"], directions=record["directions"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            self.study.set_metric_names(self.objectives)
         (self.id,) = (s._study_id for s in self.storage.get_all_studies())
         self.ids: dict[str, int] = {}
         self.over: set[str] = set()
@@ -266,10 +281,16 @@ class Mirror:
         self.attach(trial, at)
         for name, value in told(trial).items():
             self.storage.set_trial_user_attr(at, name, value)
-        state = {"complete": "COMPLETE", "pruned": "PRUNED"}.get(trial["state"], "FAIL")
-        values = [trial["values"][name] for name in self.objectives] if state == "COMPLETE" else None
-        self.storage.set_trial_state_values(at, TrialState[state], values)
+        state = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED}.get(trial["state"], TrialState.FAIL)
+        self.storage.set_trial_state_values(at, state, self.values(trial))
         self.over.add(trial["name"])
+
+    def values(self, trial: dict[str, Any]) -> list[float] | None:
+        """Its objectives' values; of a pruned trial the last report."""
+        if trial["state"] == "complete":
+            return [trial["values"][name] for name in self.objectives]
+        last = list(trial["reports"].values())[-1:]
+        return last if trial["state"] == "pruned" and last and len(self.objectives) == 1 else None
 
     def attach(self, trial: dict[str, Any], at: int) -> None:
         """The files of a trial's folder, copied for its page."""

@@ -1,4 +1,4 @@
-"""What the ``dashboard`` command is asked for. One number: 6006, where TensorBoard is looked for; Optuna's page is one above."""
+"""What the ``dashboard`` command is asked for. One number: 6006, TensorBoard's usual port; Optuna's page has the next one."""
 
 from dataclasses import dataclass
 from typing import ClassVar
