@@ -3,17 +3,20 @@
 One number: 1 command for all three: a study that is there, asked the same, goes on to its total.
 """
 
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gpt2_lightning.errors import ConfigError, StudyError
+from gpt2_lightning.errors import ConfigError, StudyError, first_line
 from gpt2_lightning.signals import Interrupted
+from gpt2_lightning.study_board import write_board
 from gpt2_lightning.sweep.agent import Agent
 from gpt2_lightning.sweep.ledger import Ledger, finished
 from gpt2_lightning.sweep.plan import Plan, read_plan
 from gpt2_lightning.sweep.pool import make_slots
+from gpt2_lightning.sweep.record import read_record, write_record
 from gpt2_lightning.sweep.storage import Patience, asked_storage, open_storage
 from gpt2_lightning.sweep.summary import rows_of, summary
 from gpt2_lightning.sweep.view import View
@@ -37,9 +40,20 @@ def study(words: list[str]) -> None:
     try:
         agent.run()
     except Interrupted:
-        print(summary(rows_of(ledger.roots()), plan))
+        show(plan, ledger)
         raise
-    print(summary(rows_of(ledger.roots()), plan))
+    show(plan, ledger)
+
+
+def show(plan: Plan, ledger: Ledger) -> None:
+    """The summary, and what TensorBoard shows of the study, which costs no study its end."""
+    roots = ledger.roots()
+    print(summary(rows_of(roots), plan))
+    try:
+        write_record(roots, plan)
+        write_board(read_record(plan.folder), plan.folder)
+    except Exception as error:
+        print(f"warning: TensorBoard does not show the study: {first_line(error)}", file=sys.stderr)
 
 
 def headline(plan: Plan, ledger: Ledger, slots: int) -> str:
