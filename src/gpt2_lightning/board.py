@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary, SummaryMetadata
@@ -30,7 +30,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 __all__ = ["Board", "Histogram", "Layout", "Metric", "escaped", "events", "open_board", "preformatted"]
 
 Layout = Mapping[str, Mapping[str, Sequence[str]]]  # category, title of a chart, patterns of the tags in it
-Value = bool | float | str
+Value = bool | int | float | str
 STATUS = {"complete": "STATUS_SUCCESS", "pruned": "STATUS_SUCCESS", "failed": "STATUS_FAILURE"}
 
 
@@ -58,7 +58,7 @@ class Board:
     raise OSError where the file cannot be written.
     """
 
-    def __init__(self, file: BinaryIO, purge_step: int | None = None, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, file: io.BufferedIOBase, purge_step: int | None = None, clock: Callable[[], float] = time.time) -> None:
         self.file, self.record, self.clock = file, RecordWriter(file), clock
         self.add(Event(file_version="brain.Event:2"), purge_step or 0)
         if purge_step is not None:
@@ -75,7 +75,7 @@ class Board:
         self.add(Event(summary=Summary(value=values)), step)
         self.file.flush()
 
-    def scalars(self, scalars: Mapping[str, float], step: int) -> None:
+    def scalars(self, scalars: Mapping[str, int | float], step: int) -> None:
         """Numbers by tag; a tag's first part, up to the slash, is its group."""
         self.values([Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()], step)
 

@@ -30,6 +30,7 @@ LOGGED = {
 }
 HUMAN = "generation/human/"
 TAIL = 2**16
+EMPTIED = 16  # files of a study that are kept
 OF_TRIAL = "events.out.tfevents.9999999999.trial"  # behind all that a training writes, as TensorBoard reads them
 CHARTS: Layout = {
     "study": {
@@ -99,7 +100,7 @@ def trial_results(trial: Trial, record: dict[str, Any], folder: Path) -> Results
     logged = last_logged(folder / trial["name"] / "metrics.jsonl")
     if not logged and "val/cross_entropy" in values:
         found |= {"val/cross_entropy": values["val/cross_entropy"], "val/perplexity": perplexity(values["val/cross_entropy"])}
-    return Results({tag: v for tag, v in found.items() if tag not in logged and math.isfinite(v)}, logged)
+    return Results({tag: float(v) for tag, v in found.items() if tag not in logged and math.isfinite(v)}, logged)
 
 
 def last_logged(path: Path) -> dict[str, float]:
@@ -110,13 +111,13 @@ def last_logged(path: Path) -> dict[str, float]:
         for line in file.read().splitlines():
             with suppress(ValueError):
                 row = json.loads(line)
-                found |= {tag: v for tag, v in row.items() if is_result(tag)}
+                found |= {tag: float(v) for tag, v in row.items() if is_result(tag)}
     return found
 
 
 def is_result(tag: str) -> bool:
     """Whether a metric of a training is shown in a trial's row; what people wrote is the same in all."""
-    return tag in LOGGED or tag.startswith("generation/") and not tag.startswith(HUMAN)
+    return tag in LOGGED or (tag.startswith("generation/") and not tag.startswith(HUMAN))
 
 
 def columns(results: dict[str, Results], record: dict[str, Any]) -> list[Metric]:
@@ -142,7 +143,7 @@ def write_trial(trial: Trial, folder: Path, study: str, results: Results, kinds:
 
 
 def write_study(record: dict[str, Any], folder: Path, results: dict[str, Results], kinds: dict[str, bool]) -> None:
-    """The study's run: the columns of the HParams tab, and how the study went; older files of it go."""
+    """The study's run: the columns of the HParams tab, and how the study went."""
     trials = record["trials"]
     latest = max((seconds(trial[at]) for trial in trials for at in ("started", "ended")), default=0.0)
     rows = [shown(trial, kinds) for trial in trials if trial["state"] in ENDED]
@@ -158,9 +159,16 @@ def write_study(record: dict[str, Any], folder: Path, results: dict[str, Results
 
     path = folder / "study" / f"events.out.tfevents.{int(latest):010d}.study"
     put(path, events(write, latest, purge_step=0))
-    for other in path.parent.glob("events.out.tfevents.*.study"):
-        if other != path:
-            other.unlink(missing_ok=True)
+    empty_others(path)
+
+
+def empty_others(path: Path) -> None:
+    """Earlier files of the study hold nothing any more; a page that is open stands in one, and is lost when that is gone."""
+    others = sorted(set(path.parent.glob("events.out.tfevents.*.study")) - {path}, reverse=True)
+    for other in others[:EMPTIED]:
+        put(other, events(lambda board: None, 0.0))
+    for other in others[EMPTIED:]:
+        other.unlink(missing_ok=True)
 
 
 def progress(record: dict[str, Any]) -> list[tuple[int, dict[str, float]]]:
