@@ -187,8 +187,8 @@ class Dashboard(Callback):
             log.board.layout(shown, step)
             log.board.text("config", preformatted(to_yaml(self.config)), step)
             log.board.text("command", preformatted(f"python -m gpt2_lightning {shlex.join(words)}"), step)
-            if step == 0 and self.config.board.stream_examples:
-                self.show_stream(log)
+        if step == 0 and self.config.board.stream_examples:
+            self.show_stream(log)
 
     def show_stream(self, log: RunLog) -> None:
         """Documents as they are trained on, each operation on one of them, and how many tokens documents have."""
@@ -200,10 +200,11 @@ class Dashboard(Callback):
                 shown.append(f"{first.corpus}, document {len(of_corpus)}, {how}\n  {marked(first.text, first.after)}")
             of_corpus.append(first.tokens)
         shown += [f"{said}\n  {example}" for said, example in augmentation_examples(self.data)]
-        if shown:
-            log.board.text("stream", preformatted("\n\n".join(shown)), 0)
         found = {f"stream/{name}/tokens_per_document": histogram([torch.tensor(n)]) for name, n in lengths.items()}
-        log.board.histograms({tag: one for tag, one in found.items() if one}, 0)
+        with log.writing():
+            if shown:
+                log.board.text("stream", preformatted("\n\n".join(shown)), 0)
+            log.board.histograms({tag: one for tag, one in found.items() if one}, 0)
 
     def is_last(self, trainer: Trainer, step: int) -> bool:
         """Whether the run ends with this step."""
