@@ -88,13 +88,13 @@ def record(*trials: Trial, objectives: tuple[str, ...] = (CE,), directions: tupl
     return {"study": "s", "objectives": list(objectives), "directions": list(directions), "trials": list(trials)}
 
 
-def trained(folder: Path, name: str, values: list[float]) -> None:
+def trained(folder: Path, name: str, values: list[float], **more: float) -> None:
     """What the training of a trial leaves: lines, and the same as events."""
     (folder / name).mkdir(parents=True)
     board = open_board(folder / name / "tensorboard")
     with (folder / name / "metrics.jsonl").open("w") as file:
         for step, value in enumerate(values, 1):
-            row = {CE: value, "val/perplexity": math.exp(value), "speed/tokens_per_second": 1000.0 * step}
+            row = {CE: value, "val/perplexity": math.exp(value), "speed/tokens_per_second": 1000.0 * step, **more}
             file.write(json.dumps({"step": step, "tokens": step, **row}) + "\n")
             board.scalars(row, step)
     board.close()
@@ -170,6 +170,15 @@ def test_curves_stay_those_of_the_training(study: Callable[..., Path]) -> None:
     board = EventAccumulator(str(study(record(*MIXED)) / "trial-000/tensorboard")).Reload()
     assert [e.value for e in board.Scalars(CE)] == [4.0, 3.0, 3.5]
     assert "hp_metric" not in board.Tags()["scalars"]
+
+
+def test_what_a_training_measures_of_its_text_is_not_measured_twice(tmp_path: Path) -> None:
+    trained(tmp_path, "trial-000", [4.0, 3.0], **{"generation/zipf": 9.0})
+    decode = {"candidate": {"sampler.k": 8}, "measures": {"generation/zipf": 1.5, "generation/length": 24.0}}
+    write_board(record(trial(0, value=3.0, outcome={"decode": decode})), tmp_path)
+    board = EventAccumulator(str(tmp_path / "trial-000/tensorboard")).Reload()
+    assert [e.value for e in board.Scalars("generation/zipf")] == [9.0, 9.0]
+    assert [e.value for e in board.Scalars("generation/length")] == [24.0]
 
 
 def test_written_again_nothing_changes_and_written_with_more_only_what_has_to(study: Callable[..., Path]) -> None:
