@@ -32,14 +32,15 @@ ROOMS = {
     "matplotlib": {"report.charts"},
     "sqlalchemy": {"sweep.storage"},
     "datasets": {"data.hub"},
-    "tensorboard": {"dashboard"},
+    "tensorboard": {"board"},
     "tiktoken": {"data.tokens"},
     "safetensors": {"checkpoint", "weights"},
     "transformers": set(),
 }
 HEIGHT = ["errors", "processor", "settings", "config", "lock", "signals", "folder", "report", "servers", "weights", "decoder",
-          "loss", "optimizer", "metrics", "text_metrics", "checkpoint", "data", "generation", "guard", "module", "dashboard",
-          "ranks", "keeper", "trainer", "run", "trial", "sweep", "__main__"]  # fmt: skip
+          "loss", "optimizer", "metrics", "text_metrics", "checkpoint", "data", "generation", "guard", "module", "board",
+          "inspection", "dashboard", "ranks", "keeper", "trainer", "run", "trial", "study_board", "sweep",
+          "__main__"]  # fmt: skip
 
 
 def modules() -> dict[str, set[str]]:

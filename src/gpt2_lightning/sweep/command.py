@@ -45,15 +45,18 @@ def study(words: list[str]) -> None:
 
 
 def conclude(plan: Plan, ledger: Ledger) -> None:
-    """Print the summary and write the report; one that cannot be written costs a line, and no study."""
+    """Print the summary, and write TensorBoard's board and the report; what cannot be written costs a line, and no study."""
     roots = ledger.roots()
     print(summary(rows_of(roots), plan), flush=True)
     if not plan.sweep.report:
         return
     try:
         from gpt2_lightning.report.command import report_study
+        from gpt2_lightning.report.record import read_record
+        from gpt2_lightning.study_board import write_board
 
         write_record(roots, plan)
+        write_board(read_record(plan.folder), plan.folder)
         print(f"  report  {shown(report_study(plan.folder)[0])}")
     except Exception as error:
         print(f"warning: the report is not written: {first_line(error)}", file=sys.stderr)
