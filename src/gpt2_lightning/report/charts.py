@@ -27,8 +27,21 @@ from plotly.offline import get_plotlyjs
 from gpt2_lightning.report.page import Figure
 from gpt2_lightning.report.record import StudyRecord
 
-__all__ = ["COLOURS", "Series", "Span", "Study", "curves", "front", "history", "importances", "of_optuna", "pair",
-           "plotly_code", "rebuilt", "timeline"]  # fmt: skip
+__all__ = [
+    "COLOURS",
+    "Series",
+    "Span",
+    "Study",
+    "code_of_figures",
+    "curves",
+    "front",
+    "history",
+    "importances",
+    "of_optuna",
+    "pair",
+    "rebuilt",
+    "timeline",
+]  # fmt: skip
 
 MOST_TRIALS, MOST_POINTS = 300, 200
 FEW = 30  # points that are marked, since a line through one is none
@@ -69,7 +82,7 @@ class Span:
     name: str
 
 
-def plotly_code() -> str:
+def code_of_figures() -> str:
     """Plotly's own JavaScript, whole."""
     return get_plotlyjs()
 
