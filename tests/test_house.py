@@ -18,6 +18,8 @@ ROOMS = {
     "omegaconf": {"config"},
     "lightning": {"module", "data.stream", "run", "dashboard", "keeper", "trainer"},
     "optuna": {
+        "report.charts",
+        "servers",
         "sweep.agent",
         "sweep.ledger",
         "sweep.outcome",
@@ -26,16 +28,19 @@ ROOMS = {
         "sweep.space",
         "sweep.storage",
     },
+    "plotly": {"report.charts"},
+    "matplotlib": {"report.charts"},
     "sqlalchemy": {"sweep.storage"},
     "datasets": {"data.hub"},
-    "tensorboard": {"dashboard"},
+    "tensorboard": {"board"},
     "tiktoken": {"data.tokens"},
     "safetensors": {"checkpoint", "weights"},
     "transformers": set(),
 }
-HEIGHT = ["errors", "processor", "settings", "config", "lock", "signals", "folder", "weights", "decoder", "loss", "optimizer",
-          "metrics", "text_metrics", "checkpoint", "data", "generation", "guard", "module", "dashboard", "ranks", "keeper",
-          "trainer", "run", "trial", "sweep", "__main__"]  # fmt: skip
+HEIGHT = ["errors", "processor", "settings", "config", "lock", "signals", "folder", "report", "servers", "weights", "decoder",
+          "loss", "optimizer", "metrics", "text_metrics", "checkpoint", "data", "generation", "guard", "module", "board",
+          "inspection", "dashboard", "ranks", "keeper", "trainer", "run", "trial", "study_board", "sweep",
+          "__main__"]  # fmt: skip
 
 
 def modules() -> dict[str, set[str]]:

@@ -71,8 +71,8 @@ def test_a_run_leaves_what_it_promises(command: Command, tmp_path: Path) -> None
     assert set(training) == {
         "step", "tokens", "train/cross_entropy", "train/penalty", "train/loss", "train/shakespeare/cross_entropy",
         "data/shakespeare/share", "optimizer/learning_rate",
-        "optimizer/gradient_norm", "optimizer/parameter_norm", "speed/tokens_per_second", "speed/data_wait",
-        "speed/peak_memory",
+        "optimizer/gradient_norm", "optimizer/parameter_norm", "optimizer/update_norm", "speed/tokens_per_second",
+        "speed/data_wait", "speed/peak_memory",
     }  # fmt: skip
     assert training["train/loss"] == pytest.approx(training["train/cross_entropy"] + training["train/penalty"], rel=1e-6)
     assert training["train/penalty"] == pytest.approx(0.01 * training["optimizer/parameter_norm"], rel=1e-3)

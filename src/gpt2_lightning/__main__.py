@@ -25,7 +25,11 @@ HELP = """usage: python -m gpt2_lightning [command] [key=value ...]
   data +experiment=NAME [key=value ...]      look at the stream: n (steps), skip, workers, ranks; ends with their digest
   generate run=NAME|PATH prompt="..."        continue a text; prompts=FILE.jsonl [out=FILE.jsonl] many; neither: type them
                                              sampler=NAME sampler.KEY=... max_new_tokens n seed stop context numbers step
+  report study=NAME|PATH                     what came out of a study, as a page: HTML, and Markdown with PNGs [out=FOLDER]
+  report run=NAME|PATH[,NAME|PATH ...]       a run's curves, samples and settings; of several, side by side
+  dashboard study=NAME|run=NAME              TensorBoard and, for a study, Optuna's page, until Ctrl-C [port=6006]
   list [experiment|sweeps|model|optimizer|...]      what there is to choose from
+  list runs|studies [sort=age|best|name|size] [name=GLOB] [state=running|finished|unfinished] [n=...]   what there is
 
   group=OPTION      another file of a group:   optimizer=muon  model=gpt2  schedule=wsd  data=local  debug=overfit
   key=value         another value of a key:    optimizer.lr=3e-4  loss.beta=1e-3  trainer.max_steps=2000
@@ -284,8 +288,26 @@ def check_file(out: str) -> None:
         raise OutputError("output", key="out", value=out, rule="cannot be written", remedy="Give the file another name")
 
 
+def write_report(words: list[str]) -> None:
+    """Write what a run or a study says of itself."""
+    from gpt2_lightning.report.command import report
+
+    report(words)
+
+
+def serve_pages(words: list[str]) -> None:
+    """Serve the pages of a study, a run, or all there is, until Ctrl-C."""
+    from gpt2_lightning.servers import dashboard
+
+    dashboard(words)
+
+
 def list_options(words: list[str]) -> None:
-    """Print the options of the groups, each with its first comment line."""
+    """Print the runs or studies there are, or the options of the groups, each with its first comment line."""
+    if words and words[0] in ("runs", "studies"):
+        from gpt2_lightning.report.listing import list_outputs
+
+        return list_outputs(words)
     from gpt2_lightning.config import config_folder, group_options
 
     groups = sorted(folder.name for folder in config_folder().iterdir() if folder.is_dir())
@@ -293,7 +315,9 @@ def list_options(words: list[str]) -> None:
     asked = [word.removesuffix("s") if word != "sweeps" else word for word in words] or groups
     for group in asked:
         if group not in groups:
-            raise ConfigError("group", key="list", value=group, rule="no such group", remedy=f"There are {', '.join(groups)}")
+            raise ConfigError(
+                "group", key="list", value=group, rule="no such group", remedy=f"There are runs, studies, {', '.join(groups)}"
+            )
         print(f"{group}")
         for name, comment in group_options(group).items() or {"(none)": ""}.items():
             print(f"  {name:24} {comment}")
@@ -312,6 +336,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "trial": trial,
     "data": look_at_data,
     "generate": generate,
+    "report": write_report,
+    "dashboard": serve_pages,
     "list": list_options,
 }
 

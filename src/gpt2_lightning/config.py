@@ -33,7 +33,7 @@ from gpt2_lightning.settings.optimizer import OPTIMIZERS, OptimizerConfig, Sched
 from gpt2_lightning.settings.sampler import SamplerConfig
 from gpt2_lightning.settings.setting import Settings, flat, setting
 from gpt2_lightning.settings.sweep import SweepConfig
-from gpt2_lightning.settings.trainer import CheckpointConfig, RunSettings, SamplesConfig, TrainerConfig
+from gpt2_lightning.settings.trainer import BoardConfig, CheckpointConfig, RunSettings, SamplesConfig, TrainerConfig
 
 __all__ = [
     "RunConfig", "Variants", "comparable", "compose_config", "compose_study", "config_folder", "differences",
@@ -42,7 +42,7 @@ __all__ = [
 ]  # fmt: skip
 
 CHANGEABLE = (  # read anew at every step or start; all else is in the weights, the optimizer's state or the order of the data
-    "optimizer.lr", "schedule", "loss.beta", "model.dropout", "trainer", "checkpoint", "samples", "sampler",
+    "optimizer.lr", "schedule", "loss.beta", "model.dropout", "trainer", "checkpoint", "samples", "board", "sampler",
     "data.workers", "data.batch_size", "data.val_batches", "data.accept_changes", "resume",
 )  # fmt: skip
 FREE = r"\+*sweep\.(params|constraints|sampler_options|pruner_options)\b"
@@ -67,6 +67,7 @@ class RunConfig(Settings):
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    board: BoardConfig = field(default_factory=BoardConfig)
 
     def check_rules(self) -> None:
         """The rules between parts."""

@@ -1,5 +1,6 @@
 """What people look at: numbers in; ``metrics.jsonl``, TensorBoard's event files and a line on the terminal out.
 
+TensorBoard shows what the lines hold under the same names, and beside it texts, histograms and the entropy of attention.
 One number: every ``log_every``-th step pays for the log, the others for a comparison. Choice not taken: Lightning's loggers
 and progress bar, which cost 2 to 3 ms a step whether or not the step is logged.
 """
@@ -7,6 +8,7 @@ and progress bar, which cost 2 to 3 ms a step whether or not the step is logged.
 import json
 import os
 import resource
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -16,18 +18,34 @@ from typing import Any, TextIO
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch.utils.tensorboard import SummaryWriter
 
-from gpt2_lightning.config import RunConfig
+from gpt2_lightning.board import Layout, escaped, open_board, preformatted
+from gpt2_lightning.config import RunConfig, take_storage, to_yaml
+from gpt2_lightning.data.look import augmentation_examples, first_documents, marked
 from gpt2_lightning.data.stream import StreamDataModule
 from gpt2_lightning.errors import OutputError
 from gpt2_lightning.generation.measures import choose_rows, measure_generation
-from gpt2_lightning.generation.text import continue_texts
+from gpt2_lightning.generation.text import Continuation, continue_texts
+from gpt2_lightning.inspection import ROWS, attention_entropy, histogram, histograms
 from gpt2_lightning.metrics import device_peak_flops, flops_per_token
 from gpt2_lightning.module import GPT2Module
 from gpt2_lightning.settings.generate import GenerateConfig
 
 __all__ = ["Dashboard", "Progress", "RunLog"]
+
+LENGTHS, CHARACTERS = 256, 2**18  # documents of each corpus whose lengths are shown, and of how much text at most
+TEXT = ("perplexity", "distinct_1", "distinct_2", "distinct_3", "repetition", "self_bleu", "zipf", "length")
+CHARTS: Layout = {  # patterns, not names, so that runs of other corpora share a chart
+    "loss": {
+        "cross-entropy: training and validation": ["train/cross_entropy$", "val/cross_entropy$"],
+        "cross-entropy of each corpus: training and validation": ["train/[^/]+/cross_entropy$", "val/[^/]+/cross_entropy$"],
+        "loss and its terms": ["train/loss$", "train/cross_entropy$", "train/penalty$"],
+    },
+    "optimizer": {"norms": [f"optimizer/{name}_norm$" for name in ("gradient", "parameter", "update")],
+                  "learning rate": ["optimizer/learning_rate$"]},
+    "speed": {"tokens per second": ["speed/tokens_per_second$"], "shares": ["speed/data_wait$", "speed/mfu$"]},
+}  # fmt: skip
+GENERATION = {f"{name}: generated and human": [f"generation/{name}$", f"generation/human/{name}$"] for name in TEXT}
 
 
 class RunLog:
@@ -44,42 +62,34 @@ class RunLog:
         kept = kept[: kept.rfind(b"\n") + 1]
         self.file = path.open("ab")
         self.file.truncate(len(kept))
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step if before else None)
-        for line in kept.splitlines()[-2:]:  # of training and of validation
-            if (row := json.loads(line))["step"] == step:
-                self.show({name: value for name, value in row.items() if name not in ("step", "tokens")}, step)
+        with self.writing():
+            self.board = open_board(folder / "tensorboard", purge_step=step if before else None)
+            for line in kept.splitlines()[-2:]:  # of training and of validation
+                if (row := json.loads(line)).pop("step") == step:
+                    self.board.scalars(row, step)
 
     def write(self, step: int, tokens: int, metrics: dict[str, float]) -> None:
         """One line of metrics at ``step`` optimizer steps and ``tokens`` trained tokens; raises OutputError."""
-        try:
-            self.file.write(json.dumps({"step": step, "tokens": tokens, **metrics}).encode() + b"\n")
+        row = {"tokens": tokens, **metrics}
+        with self.writing():
+            self.file.write(json.dumps({"step": step, **row}).encode() + b"\n")
             self.file.flush()
-            self.show(metrics, step)
-        except OSError as error:
-            raise self.full(error) from error
-
-    def show(self, metrics: dict[str, float], step: int) -> None:
-        """One step's numbers for TensorBoard."""
-        for name, value in metrics.items():
-            self.board.add_scalar(name, value, step)
+            self.board.scalars(row, step)
 
     def sync(self) -> int:
         """Have all lines on the disk; returns their size in bytes. Raises OutputError."""
-        try:
-            self.board.flush()
+        with self.writing():
             os.fsync(self.file.fileno())
             return self.file.tell()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Raise OutputError where the disk does not take the log."""
+        try:
+            yield
         except OSError as error:
-            raise self.full(error) from error
-
-    def full(self, error: OSError) -> OutputError:
-        """The error for a disk that does not take the log."""
-        rule = f"cannot be written: {error.strerror}"
-        return OutputError("log", key="file", value=str(self.file.name), rule=rule, remedy="The checkpoints so far stand")
-
-    def write_text(self, name: str, text: str, step: int) -> None:
-        """Text for TensorBoard, shown as it is."""
-        self.board.add_text(name, f"<pre>{text.replace('&', '&amp;').replace('<', '&lt;')}</pre>", step)
+            rule, remedy = f"cannot be written: {error.strerror}", "The checkpoints so far stand"
+            raise OutputError("log", key="file", value=str(self.file.name), rule=rule, remedy=remedy) from error
 
     def close(self) -> None:
         """Flush and close everything."""
@@ -131,6 +141,7 @@ class Dashboard(Callback):
         self.run_log: RunLog | None = None
         self.progress: Progress | None = None
         self.validation: dict[str, float] = {}
+        self.measured: dict[str, float] = {}
         self.logged_step = self.size = 0
         self.started = time.perf_counter()
 
@@ -155,6 +166,7 @@ class Dashboard(Callback):
         """Rank 0 opens the files; the clocks start."""
         if trainer.is_global_zero:
             self.run_log = RunLog(self.folder, trainer.global_step, self.size)
+            self.introduce(self.run_log, trainer.global_step)
             self.progress = Progress(self.max_steps)
         self.mark, self.mark_step = time.perf_counter(), trainer.global_step
         if self.profiler:
@@ -165,6 +177,35 @@ class Dashboard(Callback):
         if self.profiler:
             self.profiler.step()
 
+    def introduce(self, log: RunLog, step: int) -> None:
+        """What TensorBoard is told at every start: the charts, the settings and the command; of a new run the stream, too."""
+        shown = dict(CHARTS)
+        shown |= {"generation": GENERATION} if len(self.rows) else {}
+        shown |= {"attention": attention_charts(self.config.model.n_layer)} if self.config.board.attention_entropy else {}
+        words = take_storage(sys.argv[1:])[0]
+        with log.writing():
+            log.board.layout(shown, step)
+            log.board.text("config", preformatted(to_yaml(self.config)), step)
+            log.board.text("command", preformatted(f"python -m gpt2_lightning {shlex.join(words)}"), step)
+        if step == 0 and self.config.board.stream_examples:
+            self.show_stream(log)
+
+    def show_stream(self, log: RunLog) -> None:
+        """Documents as they are trained on, each operation on one of them, and how many tokens documents have."""
+        shown, lengths = [], dict[str, list[int]]()
+        for first in first_documents(self.data, LENGTHS, CHARACTERS):
+            of_corpus = lengths.setdefault(first.corpus, [])
+            if len(of_corpus) < self.config.board.stream_examples:
+                how = ", ".join(first.applied) or "as it is"
+                shown.append(f"{first.corpus}, document {len(of_corpus)}, {how}\n  {marked(first.text, first.after)}")
+            of_corpus.append(first.tokens)
+        shown += [f"{said}\n  {example}" for said, example in augmentation_examples(self.data)]
+        found = {f"stream/{name}/tokens_per_document": histogram([torch.tensor(n)]) for name, n in lengths.items()}
+        with log.writing():
+            if shown:
+                log.board.text("stream", preformatted("\n\n".join(shown)), 0)
+            log.board.histograms({tag: one for tag, one in found.items() if one}, 0)
+
     def is_last(self, trainer: Trainer, step: int) -> bool:
         """Whether the run ends with this step."""
         return step == self.max_steps or (self.data.finite and self.all_ended(trainer))
@@ -173,6 +214,10 @@ class Dashboard(Callback):
         """At every ``log_every``-th step and the last, write a line."""
         if (step % self.log_every == 0 or last) and step > self.logged_step:
             self.write_training(trainer, module, step)
+        every = self.config.board.histograms_every
+        if self.run_log and every and step % every == 0:
+            with self.paused(), self.run_log.writing():
+                self.run_log.board.histograms(histograms(module.decoder), step)
 
     def all_ended(self, trainer: Trainer) -> bool:
         """Whether every rank has read its corpora to their end."""
@@ -233,9 +278,12 @@ class Dashboard(Callback):
         metrics = module.validation
         self.validation = dict(metrics)
         if self.run_log:
-            self.run_log.write(step, step * self.tokens_per_step, metrics | self.generated(module))
+            self.measured = self.generated(module)
+            self.run_log.write(step, step * self.tokens_per_step, metrics | self.measured)
             if self.config.samples.at_validation:
-                self.run_log.write_text("samples", self.samples(module), step)
+                self.show_samples(self.continuations(module), step)
+            if self.config.board.attention_entropy:
+                self.show_attention(module, step)
         if self.progress:
             values = f"{metrics['val/cross_entropy']:.4f} nats, {metrics['val/bits_per_byte']:.4f} bits per byte"
             self.progress.note(f"step {step}: validation {values}")
@@ -247,23 +295,47 @@ class Dashboard(Callback):
         length, seed = self.config.samples.max_new_tokens, self.config.seed
         return measure_generation(module.decoder, self.rows, self.config.sampler, length, seed)
 
-    def samples(self, module: GPT2Module) -> str:
+    def show_attention(self, module: GPT2Module, step: int) -> None:
+        """The entropy of each head on the first validation rows."""
+        assert self.run_log
+        tokens = torch.from_numpy(self.data.validation[0][0][:ROWS].astype("int64")).clamp_(min=0).to(module.device)
+        heads = attention_entropy(module.decoder, tokens).tolist()
+        found = {f"attention/h.{i:02d}/entropy.{j:02d}": v for i, layer in enumerate(heads) for j, v in enumerate(layer)}
+        with self.run_log.writing():
+            self.run_log.board.scalars(found, step)
+
+    def show_samples(self, found: list[Continuation], step: int) -> None:
+        """The samples, each behind its prompt, and what was measured at the last validation."""
+        assert self.run_log
+        measures = "\n".join(f"{name}  {value:.4g}" for name, value in (self.validation | self.measured).items())
+        texts = "".join(f"<pre><strong>{escaped(one.prompt)}</strong>{escaped(one.text)}</pre>\n\n" for one in found)
+        with self.run_log.writing():
+            self.run_log.board.text("samples", texts + preformatted(measures), step)
+
+    def continuations(self, module: GPT2Module) -> list[Continuation]:
         """The configured prompts and their continuations."""
         asked = GenerateConfig(max_new_tokens=self.config.samples.max_new_tokens, seed=self.config.seed)
         prompts = self.config.samples.prompts if asked.max_new_tokens else []
         found = continue_texts(module.decoder, self.data.tokenizer, prompts, asked, self.config.sampler)
-        return "\n\n".join(one.prompt + one.text for (one,) in found) + "\n"
+        return [one for (one,) in found]
 
     def finish(self, module: GPT2Module) -> str:
         """Write samples.txt, close the files, and return the samples."""
         if not self.run_log:
             return ""
-        text = self.samples(module)
+        found = self.continuations(module)
+        text = "\n\n".join(one.prompt + one.text for one in found) + "\n"
         if self.config.samples.max_new_tokens:
             (self.folder / "samples.txt").write_text(text, encoding="utf-8")
-        self.run_log.write_text("samples", text, self.logged_step)
+        if found:
+            self.show_samples(found, self.logged_step)
         self.run_log.close()
         return text
+
+
+def attention_charts(n_layer: int) -> dict[str, list[str]]:
+    """A chart for each layer, all its heads in it."""
+    return {f"nats of each head, layer {i:02d}": [rf"attention/h\.{i:02d}/"] for i in range(n_layer)}
 
 
 def profile_into(folder: Path) -> Any:

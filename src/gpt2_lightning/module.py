@@ -68,6 +68,7 @@ class GPT2Module(LightningModule):
         self.gradient_norm = self.norm = torch.zeros((), device=self.device)
         scaled = self.trainer.precision == "16-mixed"
         self.guard = Guard(self.config.trainer, self.device, self.trainer.world_size, scaled)
+        self.before: list[Tensor] = []  # the parameters as they were before a step that is logged
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy; the penalty's gradient is added once a step, in closed form."""
@@ -84,6 +85,9 @@ class GPT2Module(LightningModule):
         if self.config.loss.beta:
             self.norm = add_penalty_gradient(self.trained, self.config.loss.beta)
         set_learning_rate(optimizer.param_groups, self.learning_rate(self.global_step))
+        step, trainer = self.global_step + 1, self.config.trainer
+        if step % trainer.log_every == 0 or step == trainer.max_steps:
+            self.before = [p.detach().clone() for p in self.trained]
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of step ``step`` = 0, 1, ..."""
@@ -123,7 +127,20 @@ class GPT2Module(LightningModule):
             "optimizer/learning_rate": self.learning_rate(max(0, self.global_step - 1)),
             "optimizer/gradient_norm": float(self.gradient_norm),
             "optimizer/parameter_norm": float(norm),
+            **self.update_norm(),
         }
+
+    def update_norm(self) -> dict[str, float]:
+        """The norm of the last step's change of the parameters, where they were copied before it: for every logged step but a
+        last one that only the end of the stream made the last.
+
+        It costs two passes over the weights, and a second copy of them from before the optimizer until here, when the
+        activations are gone; other steps pay nothing.
+        """
+        before, self.before = self.before, []
+        for old, p in zip(before, self.trained, strict=False):
+            old.sub_(p.detach())
+        return {"optimizer/update_norm": float(parameter_norm(before))} if before else {}
 
     def corpus_metrics(self, mean: float) -> dict[str, float]:
         """Each corpus's cross-entropy and its share of the targets since the last call, over the ranks."""

@@ -32,7 +32,7 @@ class Stage:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.storage, self.fake = folder, storage, fake or {}
         self.words = [*NANO, *SPACE, "sweep.name=study", "sweep.n_trials=8", "sweep.sampler=random", "sweep.pruner=none",
-                      "trainer.max_steps=20", "trainer.val_every=5", "checkpoint.every=2",
+                      "sweep.report=false", "trainer.max_steps=20", "trainer.val_every=5", "checkpoint.every=2",
                       "sweep.lease_seconds=2", *more]  # fmt: skip
         if storage == "sqlite":
             self.words.append("sweep.storage=sqlite")

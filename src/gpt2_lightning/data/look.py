@@ -19,16 +19,16 @@ import numpy as np
 import torch
 
 from gpt2_lightning.data.augment import Augmenter
-from gpt2_lightning.data.source import mean_tokens, used_documents
+from gpt2_lightning.data.source import mean_tokens, own_augmentation, used_documents
 from gpt2_lightning.data.stream import Batch, StreamDataModule
 from gpt2_lightning.errors import ConfigError
 from gpt2_lightning.loss import IGNORED
 from gpt2_lightning.settings.augment import OPERATIONS, AugmentConfig
 from gpt2_lightning.settings.data import DataConfig
 
-__all__ = ["Look", "look"]
+__all__ = ["First", "Look", "augmentation_examples", "first_documents", "look", "marked"]
 
-SHOWN_WORDS = 40
+SHOWN_WORDS, SHOWN_TOKENS = 40, 2048
 
 
 @dataclass(kw_only=True, slots=True)
@@ -54,6 +54,16 @@ class Seen(NamedTuple):
     counts: Counter[str]
     tokens: list[int]
     seconds: float
+
+
+class First(NamedTuple):
+    """A document and the beginning of what becomes of it, in how many tokens, and by which operations."""
+
+    corpus: str
+    text: str
+    after: str
+    tokens: int
+    applied: tuple[str, ...]
 
 
 def look(asked: Look) -> None:
@@ -156,16 +166,38 @@ def print_corpora(data: StreamDataModule, seen: list[Seen]) -> None:
 
 def print_augmentations(data: StreamDataModule, asked: Look) -> None:
     """For each operation that is on, one document before and after it alone."""
+    for name, example in augmentation_examples(data):
+        print(f"\n{name}\n  {example}")
+
+
+def augmentation_examples(data: StreamDataModule) -> Iterator[tuple[str, str]]:
+    """For each operation that is on, what it does and one document before and after it alone."""
     documents = next((parts["train"] for parts in data.corpora.values() if len(parts["train"])), None)
     for name in OPERATIONS:
-        operation = getattr(asked.augment, name)
+        operation = getattr(data.augment, name)
         if documents is None or not operation.active:
             continue
         only = AugmentConfig(**{name: replace(operation, p=1.0)})
         text = documents.text(0)
-        after = Augmenter(only, data.tokenizer, asked.seed)(text, 0, 0, 0)
-        print(f"\n{name}, strength {operation.strength}, to {operation.p:.0%} of the documents: [-gone-] {{+come+}}")
-        print(marked(text, data.tokenizer.decode(after.tokens.tolist())))
+        after = Augmenter(only, data.tokenizer, data.seed)(text, 0, 0, 0)
+        said = f"{name}, strength {operation.strength}, to {operation.p:.0%} of the documents: [-gone-] {{+come+}}"
+        yield said, marked(text, data.tokenizer.decode(after.tokens.tolist()))
+
+
+def first_documents(data: StreamDataModule, n: int, characters: int) -> Iterator[First]:
+    """The first n documents of each corpus as they come in its first epoch, fewer where those have more characters, but one."""
+    for corpus, (name, parts) in enumerate(data.corpora.items()):
+        documents, left = parts["train"], characters
+        augmenter = Augmenter(own_augmentation(data.config.corpora[name], data.augment), data.tokenizer, data.seed)
+        for i in range(min(n, used_documents(documents, data.config.corpora[name]))):
+            text = documents.text(i)
+            left -= len(text)
+            if left < 0 and i:
+                break
+            after = augmenter(text, 0, corpus, i)
+            yield First(
+                name, text, data.tokenizer.decode(after.tokens[:SHOWN_TOKENS].tolist()), len(after.tokens), after.applied
+            )
 
 
 def marked(before: str, after: str) -> str:
@@ -177,7 +209,7 @@ def marked(before: str, after: str) -> str:
             shown += a[i:j]
         else:
             shown += [f"[-{' '.join(a[i:j])}-]"] * (j > i) + [f"{{+{' '.join(b[k:m])}+}}"] * (m > k)
-    return "  " + " ".join(shown)
+    return " ".join(shown)
 
 
 def print_block(data: StreamDataModule, asked: Look) -> None:

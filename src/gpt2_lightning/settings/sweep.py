@@ -50,6 +50,7 @@ class SweepConfig(Settings):
     trial_seconds: float | None = setting(None, "longest training of a trial in seconds (none: no limit)", above=0)
     constraints: dict[str, float] = field(default_factory=dict)
     confirm_seeds: int = setting(0, "fresh seeds with which the best and the baseline are trained at the end", at_least=0)
+    report: bool = setting(True, "write the report and TensorBoard's board when the study ends or is interrupted")
     new_version: bool = setting(False, "begin a new study where the one of this name was asked something else")
 
     @property

@@ -64,6 +64,21 @@ class SamplesConfig(Settings):
 
 
 @dataclass(kw_only=True, slots=True)
+class BoardConfig(Settings):
+    """What TensorBoard shows beside the metrics; training does not depend on it."""
+
+    group: ClassVar[str] = "board"
+
+    histograms_every: int | None = setting(
+        None, "optimizer steps between histograms of weights and gradients (none: never)", at_least=1
+    )
+    attention_entropy: bool = setting(False, "show the entropy of attention by layer and head at each validation")
+    stream_examples: int = setting(
+        2, "documents shown as they are trained on (0: none, and no lengths of documents)", at_least=0, at_most=64
+    )
+
+
+@dataclass(kw_only=True, slots=True)
 class RunSettings(Settings):
     """A run's name and place: ``outputs/runs/NAME/ID``, or ``outputs/sweeps/STUDY/ID`` for a trial."""
 

@@ -46,6 +46,7 @@ STOP_SECONDS = 120.0  # a child's time to save and end
 WAIT_SECONDS = 5.0  # before what may pass is tried again: a folder held by a process elsewhere, a full disk
 MOST_WAITS = 60
 FULL_BYTES = 2**20
+RECORD_SECONDS = 15.0  # between two looks of others at trials that run
 DRAW_SECONDS = 0.5
 LEAVE_SECONDS = 5.0  # for the storage to answer an agent that is ending
 
@@ -57,7 +58,7 @@ class Agent:
         self.plan, self.ledger, self.slots, self.view = plan, ledger, slots, view
         self.work: dict[int, Work] = {}
         self.rows: list[Row] = []
-        self.reaped = self.tried = self.drawn = 0.0
+        self.reaped = self.tried = self.drawn = self.recorded = 0.0
         self.signal = 0
         self.dirty = True
         self.samplers: dict[str, list[dict[str, Any]]] = {}
@@ -126,7 +127,7 @@ class Agent:
         for work in list(self.work.values()):
             self.guarded(work, partial(self.require, roots))
         self.rows = rows_of(roots)
-        if self.dirty:
+        if self.dirty or time.monotonic() - self.recorded > RECORD_SECONDS:
             self.write_tables(roots)
         self.reaped, self.dirty = time.monotonic(), False
         return True
@@ -138,6 +139,7 @@ class Agent:
 
     def write_tables(self, roots: list[Root]) -> None:
         """What people look at; a full disk costs no trial."""
+        self.recorded = time.monotonic()
         try:
             write_tables(self.rows, self.plan)
             write_record(roots, self.plan)

@@ -3,19 +3,21 @@
 One number: 1 command for all three: a study that is there, asked the same, goes on to its total.
 """
 
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gpt2_lightning.errors import ConfigError, StudyError
+from gpt2_lightning.errors import ConfigError, StudyError, first_line
 from gpt2_lightning.signals import Interrupted
 from gpt2_lightning.sweep.agent import Agent
 from gpt2_lightning.sweep.ledger import Ledger, finished
 from gpt2_lightning.sweep.plan import Plan, read_plan
 from gpt2_lightning.sweep.pool import make_slots
+from gpt2_lightning.sweep.record import write_record
 from gpt2_lightning.sweep.storage import Patience, asked_storage, open_storage
-from gpt2_lightning.sweep.summary import rows_of, summary
+from gpt2_lightning.sweep.summary import rows_of, shown, summary
 from gpt2_lightning.sweep.view import View
 
 __all__ = ["best_file", "study"]
@@ -37,9 +39,27 @@ def study(words: list[str]) -> None:
     try:
         agent.run()
     except Interrupted:
-        print(summary(rows_of(ledger.roots()), plan))
+        conclude(plan, ledger)
         raise
-    print(summary(rows_of(ledger.roots()), plan))
+    conclude(plan, ledger)
+
+
+def conclude(plan: Plan, ledger: Ledger) -> None:
+    """Print the summary, and write TensorBoard's board and the report; what cannot be written costs a line, and no study."""
+    roots = ledger.roots()
+    print(summary(rows_of(roots), plan), flush=True)
+    if not plan.sweep.report:
+        return
+    try:
+        from gpt2_lightning.report.command import report_study
+        from gpt2_lightning.report.record import read_record
+        from gpt2_lightning.study_board import write_board
+
+        write_record(roots, plan)
+        write_board(read_record(plan.folder), plan.folder)
+        print(f"  report  {shown(report_study(plan.folder)[0])}")
+    except Exception as error:
+        print(f"warning: the report is not written: {first_line(error)}", file=sys.stderr)
 
 
 def headline(plan: Plan, ledger: Ledger, slots: int) -> str:

@@ -38,9 +38,9 @@ OF_VALIDATION = ("cross_entropy", "perplexity", "bits_per_byte", "accuracy")
 OF_GENERATION = ("perplexity_gap", "perplexity", "distinct_1", "distinct_2", "distinct_3", "repetition", "self_bleu", "zipf",
                  "entropy", "sampled_entropy", "length")  # fmt: skip
 OF_RUN = ("train/loss", "train/penalty", "train/cross_entropy", "optimizer/gradient_norm", "optimizer/parameter_norm",
-          "speed/tokens_per_second", "speed/peak_memory", "seconds")  # fmt: skip
+          "optimizer/update_norm", "speed/tokens_per_second", "speed/peak_memory", "seconds")  # fmt: skip
 OF_MACHINE = ("speed/", "seconds")
-NO_MATTER = ("trainer.threads", "trainer.log_every", "data.workers", "checkpoint", "samples", "trainer.profile")
+NO_MATTER = ("trainer.threads", "trainer.log_every", "data.workers", "checkpoint", "samples", "board", "trainer.profile")
 OF_WHOLE = ("cmaes", "gp", "qmc")  # samplers of spaces in which every key is always asked for
 NAMED = 6  # metrics that are named where one is not measured
 

@@ -1,4 +1,4 @@
-"""The record of a study: its trainings in; ``study.json`` in its folder out, whole at any moment, and read back.
+"""The record of a study: its trainings in; ``study.json`` in its folder out, whole at any moment.
 
 What shows a study (report, dashboards, lists) reads this and the trials' folders, never the storage: it may be far away, or
 busy.
@@ -7,21 +7,18 @@ needs its password.
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
 from optuna.distributions import distribution_to_json
 
-from gpt2_lightning.errors import StudyError, first_line
 from gpt2_lightning.folder import write_whole
+from gpt2_lightning.report.record import RECORD
 from gpt2_lightning.sweep.ledger import Root
 from gpt2_lightning.sweep.plan import Plan
 from gpt2_lightning.sweep.storage import redacted
 from gpt2_lightning.sweep.summary import row_of
 
-__all__ = ["RECORD", "read_record", "write_record"]
-
-RECORD = "study.json"
+__all__ = ["write_record"]
 
 
 def write_record(roots: list[Root], plan: Plan) -> None:
@@ -68,12 +65,3 @@ def trial_record(root: Root) -> dict[str, Any]:
         "started": trial.datetime_start.isoformat() if trial.datetime_start else None,
         "ended": trial.datetime_complete.isoformat() if trial.datetime_complete else None,
     }
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """The record of the study in that folder; raises StudyError."""
-    try:
-        return json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        rule = f"has no {RECORD} that can be read: {first_line(error)}"
-        raise StudyError("study", key="study", value=str(folder), rule=rule) from error

@@ -1,48 +1,27 @@
 """What comes out of a study: its trainings in; ``trials.csv``, ``decode.csv``, ``best.yaml`` and a summary on the terminal out.
 
-One number: 5 runner-ups are named. Choice not taken: Optuna's own best trial, which may be one that diverged or broke a
-constraint.
+One number: 5 runner-ups are named. Choice not taken: Optuna's own best trial, for the reason that report.ranking gives.
 """
 
 import csv
 import io
 import json
-import math
-import statistics
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gpt2_lightning.config import load_config, to_yaml
 from gpt2_lightning.folder import write_whole
+from gpt2_lightning.report import ranking
+from gpt2_lightning.report.ranking import Row
 from gpt2_lightning.settings.sampler import SamplerConfig
 from gpt2_lightning.sweep.ledger import Root
 from gpt2_lightning.sweep.plan import Plan
 
-__all__ = ["Row", "front", "rank", "rows_of", "summary", "write_tables"]
+__all__ = ["Row", "front", "rank", "rows_of", "shown", "summary", "write_tables"]
 
 RUNNER_UPS, OF_FRONT = 5, 10
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One training as people read of it. ``state``: complete, pruned, failed or running; ``why`` is the class of a failure."""
-
-    name: str
-    place: int | None
-    state: str
-    why: str
-    values: dict[str, float]
-    point: dict[str, Any]
-    outcome: dict[str, Any]
-    beside: dict[str, Any]
-    steps: int
-
-    @property
-    def fit(self) -> bool:
-        """Whether it can be the best: complete, of the study itself, and within all constraints."""
-        return self.state == "complete" and self.place is not None and not self.outcome.get("broken")
 
 
 def rows_of(roots: list[Root]) -> list[Row]:
@@ -63,25 +42,12 @@ def row_of(root: Root) -> Row:
 
 def rank(rows: list[Row], plan: Plan) -> list[Row]:
     """The fit ones, best first by the first objective; of equals the older."""
-    name, sign = plan.sweep.objectives[0], -1 if plan.sweep.directions[0] == "maximize" else 1
-    fit = [row for row in rows if row.fit and name in row.values]
-    return sorted(fit, key=lambda row: (sign * row.values[name], row.place))
+    return ranking.rank(rows, plan.sweep.objectives, plan.sweep.directions)
 
 
 def front(rows: list[Row], plan: Plan) -> list[Row]:
     """The fit ones that no other is better than in all objectives (the Pareto front)."""
-    signs = [-1 if d == "maximize" else 1 for d in plan.sweep.directions]
-
-    def of(row: Row) -> list[float]:
-        return [sign * row.values[name] for sign, name in zip(signs, plan.sweep.objectives, strict=True)]
-
-    fit = rank([row for row in rows if set(plan.sweep.objectives) <= row.values.keys()], plan)
-    return [row for row in fit if not any(dominates(of(other), of(row)) for other in fit)]
-
-
-def dominates(a: list[float], b: list[float]) -> bool:
-    """Nowhere worse and somewhere better."""
-    return a != b and all(x <= y for x, y in zip(a, b, strict=True))
+    return ranking.front(rows, plan.sweep.objectives, plan.sweep.directions)
 
 
 def write_tables(rows: list[Row], plan: Plan) -> None:
@@ -205,52 +171,19 @@ def short(value: Any) -> str:
 
 def saved_line(rows: list[Row]) -> list[str]:
     """What ending trials early has saved."""
-    pruned, complete = ([row for row in rows if row.state == state] for state in ("pruned", "complete"))
-    most = max((row.steps for row in complete), default=0)
-    saved, whole = sum(max(0, most - row.steps) for row in pruned), most * (len(pruned) + len(complete))
-    if not pruned or not whole:
-        return []
-    return [f"pruned    {len(pruned)} trials, {saved:,} of {whole:,} steps saved ({saved / whole:.0%})"]
+    found = ranking.saved(rows)
+    return [f"pruned    {found}"] if found else []
 
 
 def failure_lines(rows: list[Row]) -> list[str]:
     """Failures by class, with the reason of one of each."""
-    first: dict[str, Row] = {}
-    failed = [row for row in rows if row.state == "failed"]
-    for row in failed:
-        first.setdefault(row.why, row)
-    reasons = {why: " ".join(row.outcome.get("reason", "").split()) for why, row in first.items()}
-    counted = Counter(row.why for row in failed).most_common()
-    return [f"failed    {n} {why}, such as {first[why].name}: {reasons[why]}" for why, n in counted]
+    return [f"failed    {n} {why}, such as {row.name}: {reason}" for why, n, row, reason in ranking.failures(rows)]
 
 
 def confirm_lines(rows: list[Row], plan: Plan) -> list[str]:
     """The best and the baseline on fresh seeds: means, deviations, and the p-value of a paired t-test."""
-    name = plan.sweep.objectives[0]
-    sides: dict[str, dict[int, float]] = {"best": {}, "baseline": {}}
-    for row in rows:
-        if row.beside and row.state == "complete" and name in row.values:
-            sides[row.beside["side"]][row.beside["seed"]] = row.values[name]
-    seeds = sorted(sides["best"].keys() & sides["baseline"].keys())
-    if len(seeds) < 2:
-        return []
-    best, baseline = ([sides[side][seed] for seed in seeds] for side in ("best", "baseline"))
-    means = [
-        f"{word} {statistics.fmean(v):.4f} +- {statistics.stdev(v):.4f}" for word, v in (("best", best), ("baseline", baseline))
-    ]
-    return [f"{len(seeds)} fresh seeds  {', '.join(means)}, p = {p_value(best, baseline):.3g} (paired t-test)"]
-
-
-def p_value(a: list[float], b: list[float]) -> float:
-    """Of a two-sided paired t-test; nan where there is no difference at all."""
-    from scipy.stats import t  # type: ignore[import-untyped]
-
-    differences = [x - y for x, y in zip(a, b, strict=True)]
-    deviation = statistics.stdev(differences)
-    if deviation == 0:
-        return 0.0 if any(differences) else math.nan
-    statistic = statistics.fmean(differences) / (deviation / math.sqrt(len(differences)))
-    return float(2 * t.sf(abs(statistic), len(differences) - 1))
+    found = ranking.confirmed(rows, plan.sweep.objectives[0])
+    return [f"{len(found.best)} fresh seeds  {found.shown()}"] if found else []
 
 
 def shown(path: Path) -> str:

@@ -1,0 +1,99 @@
+"""The ``report`` command: words in; a page of a run or a study in its folder out, and its paths on the screen.
+
+One number: 1 of ``study`` and ``run`` is asked for. Choice not taken: a server; a file can be kept, sent and printed.
+"""
+
+import os
+from contextlib import suppress
+from difflib import get_close_matches
+from pathlib import Path
+
+from gpt2_lightning.errors import ConfigError, StudyError
+from gpt2_lightning.report.charts import code_of_figures
+from gpt2_lightning.report.page import write_page
+from gpt2_lightning.report.record import RECORD, read_study
+from gpt2_lightning.report.run import read_log, runs_page
+from gpt2_lightning.report.study import study_page
+
+__all__ = ["find_study", "report", "report_study"]
+
+WORDS = ("study", "run", "outputs", "out")
+
+
+def report(words: list[str]) -> None:
+    """Write the report that the words ask for; raises PlatformError."""
+    given = read_words(words)
+    outputs = Path(given.get("outputs", "outputs"))
+    if "study" in given:
+        folder = find_study(given["study"], outputs)
+        paths = report_study(folder, Path(given["out"]) if "out" in given else None)
+    else:
+        paths = report_runs(given["run"].split(","), outputs, given.get("out"))
+    print("\n".join(shown(path) for path in paths))
+
+
+def read_words(words: list[str]) -> dict[str, str]:
+    """The words by key; raises ConfigError."""
+    given: dict[str, str] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or key not in WORDS:
+            near = get_close_matches(key, WORDS, n=1, cutoff=0.5) if equals else []
+            remedy = f"Did you mean {near[0]}?" if near else f"The keys are {', '.join(WORDS)}"
+            raise ConfigError("argument of report", key="argument", value=word, rule="is not known", remedy=remedy)
+        if not value or ("" in value.split(",") and key == "run"):
+            raise ConfigError(key, key=key, value=value, rule="must not be empty")
+        given[key] = value
+    if ("study" in given) == ("run" in given):
+        rule = "excludes run" if "study" in given else "or run must be given"
+        remedy = "Give one of study=NAME, run=NAME and run=NAME,NAME"
+        raise ConfigError("study", key="study", value=given.get("study", ""), rule=rule, remedy=remedy)
+    return given
+
+
+def find_study(name: str, outputs: Path) -> Path:
+    """The folder of a study, by its path or name; raises StudyError."""
+    for folder in (Path(name), outputs / "sweeps" / name):
+        if is_file(folder / RECORD):
+            return folder
+    there = sorted(path.parent.name for path in (outputs / "sweeps").glob(f"*/{RECORD}"))
+    remedy = f"There are {', '.join(there)}" if there else f"There are no studies in '{outputs}' yet"
+    raise StudyError("study", key="study", value=name, rule=f"has no {RECORD}", remedy=remedy)
+
+
+def report_study(folder: Path, out: Path | None = None) -> list[Path]:
+    """Write the report of the study in that folder; returns what was written, the page first. Raises PlatformError."""
+    return write_page(study_page(read_study(folder), shown(folder)), out or folder / "report", code_of_figures())
+
+
+def report_runs(names: list[str], outputs: Path, out: str | None) -> list[Path]:
+    """Write the report of one run, or of several side by side."""
+    folders = [find_log(name, outputs) for name in names]
+    if len(set(folders)) < len(folders):
+        raise ConfigError("run", key="run", value=",".join(names), rule="names a run twice")
+    default = folders[0] if len(folders) == 1 else outputs / "reports" / "+".join(folder.name for folder in folders)[:200]
+    place = Path(out) if out else default / "report" if len(folders) == 1 else default
+    return write_page(runs_page([read_log(folder, shown(folder)) for folder in folders]), place, code_of_figures())
+
+
+def find_log(name: str, outputs: Path) -> Path:
+    """The folder of a run, by its path, its name (the newest id) or name and id; raises ConfigError."""
+    runs = outputs / "runs"
+    for folder in (Path(name), runs / name, *sorted((runs / name).glob("[!.]*"), reverse=True)):
+        if is_file(folder / "config.yaml"):
+            return folder
+    there = sorted({path.parents[1].name for path in runs.glob("*/[!.]*/config.yaml")})
+    remedy = f"There are {', '.join(there)}" if there else f"There are no runs in '{outputs}' yet"
+    raise ConfigError("run", key="run", value=name, rule="is not there", remedy=remedy)
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file of that name, even of one that is too long."""
+    with suppress(OSError, ValueError):
+        return path.is_file()
+    return False
+
+
+def shown(path: Path) -> str:
+    """A path as it is shortest from here."""
+    return os.path.relpath(path) if path.absolute().is_relative_to(Path.cwd()) else str(path.absolute())
