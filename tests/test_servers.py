@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -63,6 +64,9 @@ def test_a_trial_is_shown_with_its_settings_its_reason_and_its_files(folder: Pat
     assert (failed.user_attrs["reason"], failed.user_attrs["class"]) == ("no", "diverged")
     (artifact,) = get_all_artifact_meta(first, storage=mirror.storage)
     assert artifact.filename == "samples.txt"
+    assert (first.datetime_start, first.datetime_complete) == tuple(
+        datetime.fromisoformat(trial(0)[at]) for at in ("started", "ended")
+    )
 
 
 def test_the_mirror_of_several_objectives_has_their_values(here: Path) -> None:
