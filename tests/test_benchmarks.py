@@ -39,6 +39,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
         ),
         (["generate.py", "--model", "tiny", "--rounds", "1", "--new", "8", "--precision", "bf16"], "ours_bfloat16: "),
         (["stream.py", "--rounds", "1", "--megabytes", "8"], "text / tiktoken"),
+        (["slots.py", "--slots", "2", "--rounds", "2", "--seconds", "1"], "slots  ended early"),
     ],
 )
 def test_a_benchmark_prints_its_ratios(tmp_path: Path, words: list[str], line: str) -> None:
