@@ -49,11 +49,11 @@ class Series:
 
     label: str
     xs: Sequence[Any]
-    ys: Sequence[float | None]
+    ys: Sequence[int | float | None]
     colour: str
     names: Sequence[str] | str = ""
-    width: float = 2
-    opacity: float = 1
+    width: int | float = 2
+    opacity: int | float = 1
     dash: bool = False
     marks: str = ""
 

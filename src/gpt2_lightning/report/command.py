@@ -53,9 +53,10 @@ def read_words(words: list[str]) -> dict[str, str]:
 
 def find_study(name: str, outputs: Path) -> Path:
     """The folder of a study, by its path or name; raises StudyError."""
-    for folder in (Path(name), outputs / "sweeps" / name):
-        if is_file(folder / RECORD):
-            return folder
+    with suppress(OSError):  # a name that is too long
+        for folder in (Path(name), outputs / "sweeps" / name):
+            if (folder / RECORD).is_file():
+                return folder
     there = sorted(path.parent.name for path in (outputs / "sweeps").glob(f"*/{RECORD}"))
     remedy = f"There are {', '.join(there)}" if there else f"There are no studies in '{outputs}' yet"
     raise StudyError("study", key="study", value=name, rule=f"has no {RECORD}", remedy=remedy)
@@ -79,19 +80,13 @@ def report_runs(names: list[str], outputs: Path, out: str | None) -> list[Path]:
 def find_log(name: str, outputs: Path) -> Path:
     """The folder of a run, by its path, its name (the newest id) or name and id; raises ConfigError."""
     runs = outputs / "runs"
-    for folder in (Path(name), runs / name, *sorted((runs / name).glob("[!.]*"), reverse=True)):
-        if is_file(folder / "config.yaml"):
-            return folder
+    with suppress(OSError):  # a name that is too long
+        for folder in (Path(name), runs / name, *sorted((runs / name).glob("[!.]*"), reverse=True)):
+            if (folder / "config.yaml").is_file():
+                return folder
     there = sorted({path.parents[1].name for path in runs.glob("*/[!.]*/config.yaml")})
     remedy = f"There are {', '.join(there)}" if there else f"There are no runs in '{outputs}' yet"
     raise ConfigError("run", key="run", value=name, rule="is not there", remedy=remedy)
-
-
-def is_file(path: Path) -> bool:
-    """Whether there is a file of that name, even of one that is too long."""
-    with suppress(OSError, ValueError):
-        return path.is_file()
-    return False
 
 
 def shown(path: Path) -> str:
