@@ -21,7 +21,7 @@ RUNS = Path("outputs/runs")
 @pytest.fixture(autouse=True)
 def no_code(monkeypatch: pytest.MonkeyPatch) -> None:
     """Five megabytes less to write for each of these pages."""
-    monkeypatch.setattr("gpt2_lightning.report.command.plotly_code", lambda: "/* plotly */")
+    monkeypatch.setattr("gpt2_lightning.report.command.drawing_code", lambda: "/* plotly */")
 
 
 def said(capsys: pytest.CaptureFixture[str], *words: str, status: int = 0) -> str:

@@ -26,7 +26,7 @@ from tests.sweep.stage import Stage
 @pytest.fixture(autouse=True)
 def no_code(monkeypatch: pytest.MonkeyPatch) -> None:
     """Five megabytes less to write for each of these pages."""
-    monkeypatch.setattr("gpt2_lightning.report.command.plotly_code", lambda: "/* plotly */")
+    monkeypatch.setattr("gpt2_lightning.report.command.drawing_code", lambda: "/* plotly */")
 
 
 class Html(HTMLParser):

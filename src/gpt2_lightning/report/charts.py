@@ -27,8 +27,21 @@ from plotly.offline import get_plotlyjs
 from gpt2_lightning.report.page import Figure
 from gpt2_lightning.report.record import StudyRecord
 
-__all__ = ["COLOURS", "Series", "Span", "Study", "curves", "front", "history", "importances", "of_optuna", "pair",
-           "plotly_code", "rebuilt", "timeline"]  # fmt: skip
+__all__ = [
+    "COLOURS",
+    "Series",
+    "Span",
+    "Study",
+    "curves",
+    "drawing_code",
+    "front",
+    "history",
+    "importances",
+    "of_optuna",
+    "pair",
+    "rebuilt",
+    "timeline",
+]  # fmt: skip
 
 MOST_TRIALS, MOST_POINTS = 300, 200
 FEW = 30  # points that are marked, since a line through one is none
@@ -69,7 +82,7 @@ class Span:
     name: str
 
 
-def plotly_code() -> str:
+def drawing_code() -> str:
     """Plotly's own JavaScript, whole."""
     return get_plotlyjs()
 
@@ -131,6 +144,7 @@ def as_png(draw: Callable[[], None]) -> bytes:
         drawn = pyplot.gcf()
         drawn.suptitle("")
         for axes in drawn.axes:
+            axes.set_facecolor(GROUND)
             axes.set_title("")
             axes.set_title("", loc="left")
             for axis in (axis for axis in (axes.xaxis, axes.yaxis) if axis.get_scale() == "log"):
@@ -270,8 +284,7 @@ def timeline(caption: str, spans: list[Span]) -> Figure:
 
 
 def legend_above(axes: Any) -> None:
-    """A legend that hides nothing, on the ground that all figures have."""
-    axes.set_facecolor(GROUND)
+    """A legend that hides nothing."""
     axes.legend(fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False)
 
 

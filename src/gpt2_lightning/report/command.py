@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from gpt2_lightning.errors import ConfigError, StudyError
-from gpt2_lightning.report.charts import plotly_code
+from gpt2_lightning.report.charts import drawing_code
 from gpt2_lightning.report.page import write_page
 from gpt2_lightning.report.record import RECORD, read_study
 from gpt2_lightning.report.run import read_log, runs_page
@@ -64,7 +64,7 @@ def find_study(name: str, outputs: Path) -> Path:
 
 def report_study(folder: Path, out: Path | None = None) -> list[Path]:
     """Write the report of the study in that folder; returns what was written, the page first. Raises PlatformError."""
-    return write_page(study_page(read_study(folder), shown(folder)), out or folder / "report", plotly_code())
+    return write_page(study_page(read_study(folder), shown(folder)), out or folder / "report", drawing_code())
 
 
 def report_runs(names: list[str], outputs: Path, out: str | None) -> list[Path]:
@@ -74,7 +74,7 @@ def report_runs(names: list[str], outputs: Path, out: str | None) -> list[Path]:
         raise ConfigError("run", key="run", value=",".join(names), rule="names a run twice")
     default = folders[0] if len(folders) == 1 else outputs / "reports" / "+".join(folder.name for folder in folders)[:200]
     place = Path(out) if out else default / "report" if len(folders) == 1 else default
-    return write_page(runs_page([read_log(folder, shown(folder)) for folder in folders]), place, plotly_code())
+    return write_page(runs_page([read_log(folder, shown(folder)) for folder in folders]), place, drawing_code())
 
 
 def find_log(name: str, outputs: Path) -> Path:
