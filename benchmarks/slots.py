@@ -112,9 +112,9 @@ def main() -> None:
     rows = [measure(slots, arguments) for slots in arguments.slots]
     print("slots  ended early  busy  idle gap: median, longest  child's start  agent's CPU a running trial  told a second")
     for row in rows:
-        gaps = row["gaps"]
-        print(f"{row['slots']:5}  {row['pruned']:11.0%}  {row['busy']:4.0%}  {statistics.median(gaps):16.2f} s, {max(gaps):.2f} s"
-              f"  {row['child']:11.2f} s  {row['agent']:27.2%}  {row['told_a_second']:13.1f}")  # fmt: skip
+        idle = f"{statistics.median(row['gaps']):16.2f} s, {max(row['gaps']):.2f} s"
+        print(f"{row['slots']:5}  {row['pruned']:11.0%}  {row['busy']:4.0%}  {idle}  {row['child']:11.2f} s"
+              f"  {row['agent']:27.2%}  {row['told_a_second']:13.1f}")  # fmt: skip
     write_report(arguments.json, vars(arguments), rows=rows)
 
 
