@@ -182,9 +182,9 @@ def test_without_runs_that_is_said_and_groups_are_listed_as_before(here: Path, c
 def test_three_hundred_runs_are_listed_without_torch_in_a_second(here: Path) -> None:
     for i in range(300):
         run(RUNS / f"a/{i:03d}", finished=i % 2 == 0)
-    began = time.perf_counter()
+    began = time.process_time()
     found = sorted(listing.runs(Path("outputs")), key=listing.KEYS["name"])
-    assert len(found) == 300 and time.perf_counter() - began < 1
+    assert len(found) == 300 and time.process_time() - began < 1
     code = "import sys; from gpt2_lightning.__main__ import main; main(['list', 'runs', 'n=3']); "
     code += "assert not {'torch', 'plotly', 'matplotlib', 'optuna'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
