@@ -71,11 +71,15 @@ class Work:
         known |= {"folder": str(self.source), "fingerprint": fingerprint(self.config)}
         return known | ({"log": log_tail(self.log)} if kind else {})
 
+    def last_part(self) -> str:
+        """What a trial does behind its last step."""
+        return "scoring" if self.asked_file.exists() else "finishing"
+
     def line(self) -> SlotLine:
         """What people see of it."""
         max_steps, left = self.config.trainer.max_steps, None
         if self.first and self.step > self.first[1]:
             left = (time.monotonic() - self.first[0]) / (self.step - self.first[1]) * (max_steps - self.step)
-        state = (self.stopping and f"ending ({self.stopping})") or ("training" if self.step < max_steps else "scoring")
+        state = (self.stopping and f"ending ({self.stopping})") or ("training" if self.step < max_steps else self.last_part())
         point = ", ".join(f"{key}={short(value)}" for key, value in self.point.items())
         return SlotLine(self.claim.name, point, state, self.step, max_steps, self.value, left)
