@@ -38,6 +38,19 @@ def process(tmp_path: Path) -> Command:
 
 
 @pytest.fixture
+def forked(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Command:
+    """Run the command in a fork of this process, which saves it Python's start."""
+    from tests import lab
+
+    def run(*words: str, cwd: Path = tmp_path, **env: str) -> subprocess.CompletedProcess[str]:
+        said = tmp_path_factory.mktemp("said")
+        status = lab.finish(lab.start(words, cwd, log=str(said / "out"), errors=str(said / "err"), **env), 300)
+        return subprocess.CompletedProcess(words, status, (said / "out").read_text(), (said / "err").read_text())
+
+    return run
+
+
+@pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder that is the current one."""
     monkeypatch.chdir(tmp_path)

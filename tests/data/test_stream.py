@@ -106,6 +106,11 @@ def test_workers_and_ranks_change_nothing(here: Path, workers: int, ranks: int) 
     assert equal(joined([iter(data.rank_loader(ranks, r)) for r in range(ranks)], 12), straight(corpora, 12))
 
 
+@pytest.fixture
+def command(forked: Command) -> Command:
+    return forked
+
+
 @pytest.mark.slow
 def test_the_data_command_gives_one_digest_for_any_workers_and_ranks(here: Path, command: Command) -> None:
     """Real processes, all augmentations; a hundred batches of two ways."""
@@ -119,7 +124,7 @@ def test_the_data_command_gives_one_digest_for_any_workers_and_ranks(here: Path,
         return done.stdout.splitlines()[-1]
 
     assert digest("n=100") == digest("n=100", "ranks=2", "workers=2")
-    ways = [f"workers={n}" for n in range(4)] + ["ranks=2", "ranks=4"]
+    ways = [f"workers={n}" for n in range(4)] + ["ranks=4"]
     assert len({digest("n=50", way) for way in ways}) == 1
     assert digest("n=5", "seed=1") != digest("n=5") != digest("n=5", "skip=1")
 
@@ -462,7 +467,7 @@ def test_a_worker_killed_while_it_hands_a_batch_over_is_named(here: Path) -> Non
         loader.next_part(torn())
     (worker,) = loader.processes
     os.kill(worker.pid, signal.SIGKILL)
-    with pytest.raises(MachineError, match=rf"worker \(pid {worker.pid}\) is killed by signal: 9"):
+    with pytest.raises(MachineError, match=rf"worker \(pid {worker.pid}\) is killed by signal"):
         loader.next_part(torn())
 
 

@@ -25,6 +25,7 @@ from gpt2_lightning.signals import ignore_signals
 __all__ = ["Batch", "RankRows", "TrainLoader"]
 
 KEPT_STEPS = 3
+DEATH = "DataLoader worker (pid"  # in what torch says of it
 
 
 class Batch(NamedTuple):
@@ -154,13 +155,15 @@ class TrainLoader:
 
     def killed(self, error: Exception) -> str:
         """Who was killed, where the error says so or comes of asking one that is gone; empty for other errors."""
-        if "DataLoader worker (pid" in str(error):
+        try:
+            for process in [] if DEATH in str(error) else self.processes:
+                process.join(1.0)
+        except RuntimeError as said:  # by torch, as soon as a worker's death is heard of
+            error = said
+        if DEATH in str(error):
             return str(error).splitlines()[0]
-        for process in self.processes:
-            process.join(1.0)
-            if process.exitcode:
-                return f"worker (pid {process.pid}) is killed by signal: {-process.exitcode}"
-        return ""
+        dead = [process for process in self.processes if process.exitcode]
+        return f"worker (pid {dead[0].pid}) is killed by signal: {-dead[0].exitcode}" if dead else ""
 
     def join(self, step: int, parts: list[Part]) -> Batch:
         """One micro-batch of the workers' parts; notes where its lanes stand."""
