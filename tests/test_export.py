@@ -137,7 +137,11 @@ def test_what_gpt2_lacks_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [({}, "run .*must be given"), ({"run": "x"}, "to = ''.*must be given"), ({"run": "x", "to": "y", "overwrite": "yes"}, "one of")],
+    [
+        ({}, "run .*must be given"),
+        ({"run": "x"}, "to = ''.*must be given"),
+        ({"run": "x", "to": "y", "overwrite": "yes"}, "one of"),
+    ],
 )
 def test_keys_are_checked(words: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):

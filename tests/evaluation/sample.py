@@ -5,8 +5,8 @@ import random
 from pathlib import Path
 from typing import Any
 
-NOUNS = "sea ship lamp street garden letter window winter river teacher naïveté café".split()
-VERBS = "saw lost painted followed remembered carried".split()
+NOUNS = ["sea", "ship", "lamp", "street", "garden", "letter", "window", "winter", "river", "teacher", "naïveté", "café"]
+VERBS = ["saw", "lost", "painted", "followed", "remembered", "carried"]
 
 
 def sentence(draw: random.Random) -> str:

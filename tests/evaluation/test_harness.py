@@ -99,9 +99,7 @@ def assert_equal(found: dict[str, dict[str, float]], own: dict[str, dict[str, fl
     )
 
 
-def test_lm_evals_figures_of_our_checkpoint_equal_ours(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_lm_evals_figures_of_our_checkpoint_equal_ours(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from gpt2_lightning.evaluation.harness import HarnessModel
 
     own = ours(folder)
@@ -109,9 +107,7 @@ def test_lm_evals_figures_of_our_checkpoint_equal_ours(
     assert_equal(theirs(HarnessModel(run=str(folder / "weights")), folder, monkeypatch, tmp_path), own)
 
 
-def test_lm_evals_own_model_on_our_export_gives_the_same(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_lm_evals_own_model_on_our_export_gives_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     huggingface = pytest.importorskip("lm_eval.models.huggingface", reason="lm-eval's own model needs accelerate")
     model = huggingface.HFLM(pretrained=str(folder / "ours"), device="cpu", dtype="float32", batch_size=4)
     assert_equal(theirs(model, folder, monkeypatch, tmp_path), ours(folder))

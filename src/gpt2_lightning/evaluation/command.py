@@ -38,7 +38,7 @@ __all__ = ["evaluate", "judge_records", "judge_texts"]
 AT_ONCE = 64  # records scored together
 OF_RECORDS = {"lambada": LAMBADA, "hellaswag": HELLASWAG}
 
-Figures = dict[str, float]
+Figures = dict[str, int | float]
 
 
 def evaluate(config: EvaluateConfig) -> None:
@@ -179,7 +179,7 @@ def table(figures: Mapping[str, Figures], title: str) -> str:
     return "\n".join([title, *lines])
 
 
-def shown(value: float) -> str:
+def shown(value: int | float) -> str:
     """A count, or a figure with four digits behind the point."""
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4f}"
 

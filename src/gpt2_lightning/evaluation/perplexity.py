@@ -67,7 +67,7 @@ def measure(
     return total
 
 
-def text_figures(measured: Measured) -> dict[str, float]:
+def text_figures(measured: Measured) -> dict[str, int | float]:
     """The named figures of a text."""
     mean = measured.nats / max(1, measured.tokens)
     return {

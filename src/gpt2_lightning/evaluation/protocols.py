@@ -20,7 +20,7 @@ from gpt2_lightning.metrics import perplexity
 __all__ = ["HELLASWAG", "LAMBADA", "Protocol", "Request", "encode_pair"]
 
 Record = dict[str, Any]
-Figures = dict[str, float]
+Figures = dict[str, int | float]
 
 
 class Request(NamedTuple):
