@@ -1,6 +1,7 @@
 """Training from weights that are there: transformers' folders, nanoGPT's file, released names; and what is refused by name."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import torch
 import transformers
 from torch.nn import functional as F
 
+from gpt2_lightning import run as training
 from gpt2_lightning.config import compose_config
 from gpt2_lightning.decoder import Decoder, DecoderConfig
 from gpt2_lightning.errors import CheckpointError, ConfigError
@@ -204,11 +206,21 @@ def test_a_step_is_taken_from_the_weights_and_a_resumed_run_does_not_read_them_a
     assert "init (theirs there, None now)" in (here / "log").read_text()
 
 
-def test_two_ranks_start_from_the_same_weights(theirs: Path, here: Path) -> None:
+def test_two_ranks_read_and_start_from_the_same_weights(theirs: Path, here: Path) -> None:
+    def told() -> None:
+        there = training.load_weights
+
+        def noted(path: Path, model: DecoderConfig) -> Decoder:
+            (here / f"read-by-{os.environ.get('LOCAL_RANK', '0')}").touch()
+            return there(path, model)
+
+        training.load_weights = noted
+
     words = (*WORDS, "init=theirs", "trainer.max_steps=1", "optimizer.lr=1e-6", "trainer.devices=2", "schedule.warmup_steps=0")
-    _, weights = lab.last_state(lab.train(words, here))
+    _, weights = lab.last_state(lab.train(words, here, told))
     for name, tensor in started("theirs").state_dict().items():
         torch.testing.assert_close(weights[name], tensor, atol=3e-6, rtol=0)
+    assert sorted(path.name for path in here.glob("read-by-*")) == ["read-by-0", "read-by-1"]
 
 
 def hub_of(model: transformers.GPT2LMHeadModel, folder: Path) -> dict[str, bytes]:

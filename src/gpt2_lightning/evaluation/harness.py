@@ -5,6 +5,7 @@ One number: 256, the tokens at most of a generated text where the task does not 
 Choice not taken: their Hugging Face class on an exported folder. It works too, but a byte model has no tokenizer there.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
 from gpt2_lightning.decoder import Decoder
-from gpt2_lightning.errors import ConfigError
+from gpt2_lightning.errors import ConfigError, PlatformError
 from gpt2_lightning.evaluation.perplexity import measure
 from gpt2_lightning.evaluation.protocols import encode_pair
 from gpt2_lightning.evaluation.score import score
@@ -95,7 +96,17 @@ def sampler_of(how: dict[str, Any]) -> SamplerConfig:
     return SamplerConfig(temperature=temperature, k=how.get("top_k") or None, p=how.get("top_p") or None)
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """lm-eval's own command line with our model known to it; returns an exit status."""
     from lm_eval.__main__ import cli_evaluate
 
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except PlatformError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
