@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -109,19 +110,14 @@ def judge_texts(
         raise config.refuse("stride", f"must be at most the context, {decoder.config.block_size}")
     joined = config.documents == "joined"
     found: dict[str, Measured] = {}
-    with tqdm(unit="token", unit_scale=True, delay=3, leave=False) as bar:
-        for name, documents in corpora.items():
-            bar.total = sum(map(len, documents))
-            bar.reset()
-            texts = [np.concatenate([part for text in documents for part in (text, [end])])] if joined else documents
-            measured = measure(decoder, texts, end, tokenizer.token_bytes(), stride, config.batch_size, bar.update)
-            found[name] = measured
+    for name, documents in corpora.items():
+        texts = [np.concatenate([part for text in documents for part in (text, [end])])] if joined else documents
+        total = sum(map(len, texts))
+        with tqdm(desc=name, total=total, unit="token", unit_scale=True, delay=3, leave=False) as bar:
+            found[name] = measure(decoder, texts, end, tokenizer.token_bytes(), stride, config.batch_size, bar.update)
     figures = {name: text_figures(measured) for name, measured in found.items()}
     if len(found) > 1:
-        total = Measured(0.0, 0, 0)
-        for measured in found.values():
-            total = total.plus(measured)
-        figures["all"] = text_figures(total)
+        figures["all"] = text_figures(reduce(Measured.plus, found.values()))
     return figures
 
 
