@@ -177,6 +177,7 @@ def test_what_is_not_there_or_hostile_is_refused(theirs: Path, here: Path) -> No
         4,
         "weights to start from (init = elsewhere): is not on disk, and none of gpt2, gpt2-medium, gpt2-large, gpt2-xl",
     )
+    assert refused("theirs/model.safetensors")[1].endswith("is one file of a folder in transformers' format. Set init=theirs")
     as_bin(theirs, lambda state: state | {"payload": Hostile(here / "ran")})
     assert refused("theirs")[1].endswith("is damaged, or holds more than tensors: nothing in it was run")
     assert not (here / "ran").exists()

@@ -82,6 +82,9 @@ def local(init: str) -> Path:
     if not there:
         rule = f"is not on disk, and none of {', '.join(RELEASED)}"
         raise CheckpointError("weights to start from", key="init", value=init, rule=rule)
+    if Path(init).is_file() and (Path(init).parent / "config.json").is_file():
+        rule, remedy = "is one file of a folder in transformers' format", f"Set init={Path(init).parent}"
+        raise CheckpointError("weights to start from", key="init", value=init, rule=rule, remedy=remedy)
     return Path(init)
 
 
