@@ -1,15 +1,18 @@
 """The dashboards: what the mirror shows of a study that is running, who may see the pages, and how they end."""
 
 import json
+import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import pytest
 from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta
@@ -63,6 +66,9 @@ def test_a_trial_is_shown_with_its_settings_its_reason_and_its_files(folder: Pat
     assert (failed.user_attrs["reason"], failed.user_attrs["class"]) == ("no", "diverged")
     (artifact,) = get_all_artifact_meta(first, storage=mirror.storage)
     assert artifact.filename == "samples.txt"
+    assert (first.datetime_start, first.datetime_complete) == tuple(
+        datetime.fromisoformat(trial(0)[at]) for at in ("started", "ended")
+    )
 
 
 def test_the_mirror_of_several_objectives_has_their_values(here: Path) -> None:
@@ -148,8 +154,9 @@ def free_ports() -> int:
             return int(one.getsockname()[1])
 
 
-def ask(port: int, path: str) -> Any:
-    with urlopen(f"http://127.0.0.1:{port}/{path}", timeout=30) as reply:
+def ask(port: int, path: str, data: bytes | None = None) -> Any:
+    request = Request(f"http://127.0.0.1:{port}/{path}", data, {"Content-Type": "application/json"})
+    with urlopen(request, timeout=30) as reply:
         return json.load(reply)
 
 
@@ -190,3 +197,62 @@ def open_ports(first: int) -> list[int]:
             if s.connect_ex(("127.0.0.1", port)) == 0:
                 found.append(port)
     return found
+
+
+CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+
+
+def seen(page: str, profile: Path) -> str:
+    """The text that a browser shows of a page, some seconds after it was opened."""
+    done = subprocess.run(
+        [str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+         f"--user-data-dir={profile}", "--window-size=1400,2000", "--virtual-time-budget=15000", "--dump-dom", page],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    return re.sub(r"\s+", " ", re.sub(r"<(script|style).*?</\1>|<[^>]+>", " ", done.stdout, flags=re.DOTALL))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt-get install chromium")
+def test_a_browser_shows_the_trials(served: tuple[int, Served], here: Path) -> None:
+    port, _ = served
+    trials = seen(f"http://127.0.0.1:{port + 1}/dashboard/studies/0/trials", here / "profile")
+    assert "10 Trials" in trials and trials.count("Pruned") == 4 and "Best Trial" in trials
+    assert "samples.txt" in trials and "name trial-000" in trials
+
+
+@pytest.mark.slow
+def test_tensorboard_has_scalars_charts_texts_and_a_row_for_each_trial(here: Path) -> None:
+    words = ["model=nano", "trainer=cpu", "optimizer.lr=choice(1e-3, 2e-3)", "sweep.sampler=grid", "sweep.baseline=false",
+             "sweep.name=real", "trainer.max_steps=4", "trainer.val_every=2", "trainer.log_every=1", "data.batch_size=2",
+             "data.val_batches=1", "samples.max_new_tokens=4"]  # fmt: skip
+    assert subprocess.run([sys.executable, "-m", "gpt2_lightning", *words], capture_output=True).returncode == 0
+    port = free_ports()
+    served = Served(port, "study=real")
+    try:
+        runs = [f"trial-00{i}/tensorboard" for i in range(2)]
+        tags = ask(port, "data/plugin/scalars/tags")
+        for run in runs:
+            points = ask(port, f"data/plugin/scalars/scalars?tag=val%2Fcross_entropy&run={run.replace('/', '%2F')}")
+            lines = [json.loads(line) for line in (here / "outputs/sweeps/real" / run).with_name("metrics.jsonl").open()]
+            logged = [(line["step"], line["val/cross_entropy"]) for line in lines if "val/cross_entropy" in line]
+            assert [(step, value) for _, step, value in points] == [(step, pytest.approx(value)) for step, value in logged]
+            assert {"train/cross_entropy", "optimizer/update_norm", "speed/tokens_per_second"} <= tags[run].keys()
+        charts = json.dumps(ask(port, "data/plugin/custom_scalars/layout"))
+        assert "best so far" in charts and "train/cross_entropy" in charts
+        texts = ask(port, "data/plugin/text/tags")
+        assert all({"config", "command", "samples"} <= {tag.split("/")[0] for tag in texts[run]} for run in runs)
+        groups = ask(port, "data/plugin/hparams/session_groups", rows())["sessionGroups"]
+        assert sorted(group["name"] for group in groups) == ["trial-000 (real)", "trial-001 (real)"]
+        assert sorted(group["hparams"]["optimizer.lr"] for group in groups) == [1e-3, 2e-3]
+    finally:
+        served.process.kill()
+        served.process.wait()
+
+
+def rows() -> bytes:
+    """What TensorBoard's page asks for the rows of its HParams tab with."""
+    states = ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"]
+    return json.dumps(
+        {"experimentName": "", "allowedStatuses": states, "colParams": [], "startIndex": 0, "sliceSize": 100}
+    ).encode()

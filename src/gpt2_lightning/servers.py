@@ -47,6 +47,12 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LOOK_SECONDS, START_SECONDS = 2.0, 60.0
 TENSORBOARD = "import sys; from gpt2_lightning.signals import end_with_parent as e; e(int(sys.argv.pop(1))); \
 from tensorboard.main import run_main; run_main()"
+STATES = {
+    "complete": TrialState.COMPLETE,
+    "pruned": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+    "running": TrialState.RUNNING,
+}
 SHOWN = ("samples.txt", "config.yaml", "result.json")  # of a trial's folder
 
 
@@ -270,20 +276,26 @@ class Mirror:
         self.seen = mark
 
     def take(self, trial: dict[str, Any]) -> None:
-        """One trial as it is now."""
+        """One trial as it is now; its times are its own where it is over when it is first seen."""
+        over = trial["state"] != "running"
+        files = self.attached(trial) if over else {}
         if trial["name"] not in self.ids:
-            self.ids[trial["name"]] = self.storage.create_new_trial(self.id, template(trial))
-        at = self.ids[trial["name"]]
+            self.ids[trial["name"]] = self.storage.create_new_trial(self.id, self.frozen(trial, files))
+        else:
+            self.follow(trial, self.ids[trial["name"]], files)
+        if over:
+            self.over.add(trial["name"])
+
+    def follow(self, trial: dict[str, Any], at: int, files: dict[str, Any]) -> None:
+        """Bring a trial that was running up to date."""
         for step, value in trial["reports"].items():
             self.storage.set_trial_intermediate_value(at, int(step), value)
-        if trial["state"] == "running":
-            return
-        self.attach(trial, at)
         for name, value in told(trial).items():
             self.storage.set_trial_user_attr(at, name, value)
-        state = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED}.get(trial["state"], TrialState.FAIL)
-        self.storage.set_trial_state_values(at, state, self.values(trial))
-        self.over.add(trial["name"])
+        for name, value in files.items():
+            self.storage.set_trial_system_attr(at, name, value)
+        if trial["state"] != "running":
+            self.storage.set_trial_state_values(at, STATES[trial["state"]], self.values(trial))
 
     def values(self, trial: dict[str, Any]) -> list[float] | None:
         """Its objectives' values; of a pruned trial the last report."""
@@ -292,30 +304,32 @@ class Mirror:
         last = list(trial["reports"].values())[-1:]
         return last if trial["state"] == "pruned" and last and len(self.objectives) == 1 else None
 
-    def attach(self, trial: dict[str, Any], at: int) -> None:
-        """The files of a trial's folder, copied for its page."""
+    def attached(self, trial: dict[str, Any]) -> dict[str, Any]:
+        """The files of a trial's folder, copied for its page, as Optuna has them written down."""
+        scratch = optuna.create_study().ask()
         for file in (self.folder / trial["name"] / name for name in SHOWN):
             if file.is_file():
-                frozen = self.storage.get_trial(at)
-                upload_artifact(artifact_store=self.artifacts, file_path=str(file), study_or_trial=frozen, storage=self.storage)
+                upload_artifact(artifact_store=self.artifacts, file_path=str(file), study_or_trial=scratch)
+        return dict(scratch.study.trials[0].system_attrs)
 
-
-def template(trial: dict[str, Any]) -> FrozenTrial:
-    """A running trial as Optuna has it."""
-    made = create_trial(
-        state=TrialState.RUNNING,
-        params=trial["params"],
-        distributions={name: json_to_distribution(text) for name, text in trial["distributions"].items()},
-        user_attrs={"name": trial["name"], **{key: json.dumps(value) for key, value in trial["point"].items()}},
-    )
-    made.datetime_start = datetime.fromisoformat(trial["started"]) if trial["started"] else None
-    return made
+    def frozen(self, trial: dict[str, Any], files: dict[str, Any]) -> FrozenTrial:
+        """A trial as Optuna has it."""
+        distributions = {name: json_to_distribution(text) for name, text in trial["distributions"].items()}
+        reports = {int(step): value for step, value in trial["reports"].items()}
+        made = create_trial(
+            state=STATES[trial["state"]], values=self.values(trial), params=trial["params"], distributions=distributions,
+            user_attrs=told(trial), system_attrs=files, intermediate_values=reports,
+        )  # fmt: skip
+        made.datetime_start = datetime.fromisoformat(trial["started"]) if trial["started"] else made.datetime_start
+        made.datetime_complete = datetime.fromisoformat(trial["ended"]) if trial["ended"] else made.datetime_complete
+        return made
 
 
 def told(trial: dict[str, Any]) -> dict[str, Any]:
-    """What else its page says of a finished trial."""
+    """What else its page says of a trial."""
     outcome = trial["outcome"]
+    point = {**trial["point"], **outcome.get("decode", {}).get("candidate", {})}
     known = {key: outcome[key] for key in ("reason", "seconds", "broken") if outcome.get(key)}
-    decode = outcome.get("decode", {}).get("candidate")
-    return {"state": trial["state"], "steps": trial["steps"]} | known | ({"class": trial["class"]} if trial["class"] else {}) \
-        | ({"decode": json.dumps(decode)} if decode else {})  # fmt: skip
+    why = {"class": trial["class"]} if trial["class"] else {}
+    settings = {key: json.dumps(value) for key, value in point.items()}
+    return {"name": trial["name"], **settings, "state": trial["state"], "steps": trial["steps"], **why, **known}

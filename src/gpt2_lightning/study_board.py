@@ -136,7 +136,7 @@ def write_trial(trial: Trial, folder: Path, study: str, results: Results, kinds:
     began, ended = seconds(trial["started"]), seconds(trial["ended"])
 
     def write(board: Board) -> None:
-        board.session(f"{study}/{trial['name']}", shown(trial, kinds), trial["state"], began, ended)
+        board.session(f"{trial['name']} ({study})", shown(trial, kinds), trial["state"], began, ended)
         board.scalars(results.own, trial["steps"])
 
     put(folder / trial["name"] / "tensorboard" / OF_TRIAL, events(write, ended))

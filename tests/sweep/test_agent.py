@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -154,6 +155,34 @@ def pause_points() -> list[Any]:
         pytest.param(Agent, "start", 2, id="before the child"),
         pytest.param(Ledger, "tell", 2, id="before the outcome"),
     ]
+
+
+def test_top_k_over_ten_values_trains_once_or_not_at_all(tmp_path: Path) -> None:
+    ks = "choice(1, 2, 4, 8, 12, 16, 24, 32, 64, null)"
+    stage = Stage(tmp_path, "journal", "optimizer.lr=1e-3", "loss.beta=0", f"sampler.k={ks}")
+    assert stage.run() == 0, stage.said()
+    assert len(stage.audit("start")) == len(stage.audit("score")) == 1
+    (row,) = stage.table()
+    assert (row["state"], row["decode"]) == ("complete", '{"sampler.k": 8}')
+    assert len((stage.study / "decode.csv").read_text().splitlines()) == 11
+    run = tmp_path / "outputs/runs/run/one"
+    shutil.copytree(stage.study / "trial-000", run)
+    shutil.copy(stage.study / "configs/trial-000.yaml", run / "config.yaml")
+    assert stage.run("sweep.name=again") == 0, stage.said()
+    assert (len(stage.audit("start")), len(stage.audit("score"))) == (1, 2)
+    assert f"(trained by {run.name})" in stage.said() and stage.table("again")[0]["state"] == "complete"
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_settings_that_diverge_are_left_and_never_best(tmp_path: Path, seed: int) -> None:
+    """A third of the space, the learning rates up to ten times too high, diverges."""
+    words = ("sweep.sampler=tpe", "sweep.n_trials=30", "sweep.slots=2", f"sweep.seed={seed}", "sweep.baseline=false")
+    stage = Stage(tmp_path, "journal", *words, fake={"diverge_above": 1e-2, "ms": 0})
+    assert stage.run(seconds=120) == 0, stage.said()
+    table = sorted(stage.table(), key=lambda row: row["trial"])
+    diverged = [row["class"] == "diverged" for row in table]
+    assert any(diverged) and sum(diverged[10:]) / len(diverged[10:]) < 0.25, diverged
+    assert not any(row["best"] == "1" for row, bad in zip(table, diverged, strict=True) if bad)
 
 
 @pytest.mark.parametrize("owner, name, call", pause_points())

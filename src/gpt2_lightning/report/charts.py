@@ -32,8 +32,8 @@ __all__ = [
     "Series",
     "Span",
     "Study",
-    "code_of_figures",
     "curves",
+    "drawing_code",
     "front",
     "history",
     "importances",
@@ -62,11 +62,11 @@ class Series:
 
     label: str
     xs: Sequence[Any]
-    ys: Sequence[float | None]
+    ys: Sequence[int | float | None]
     colour: str
     names: Sequence[str] | str = ""
-    width: float = 2
-    opacity: float = 1
+    width: int | float = 2
+    opacity: int | float = 1
     dash: bool = False
     marks: str = ""
 
@@ -82,7 +82,7 @@ class Span:
     name: str
 
 
-def code_of_figures() -> str:
+def drawing_code() -> str:
     """Plotly's own JavaScript, whole."""
     return get_plotlyjs()
 
@@ -144,6 +144,7 @@ def as_png(draw: Callable[[], None]) -> bytes:
         drawn = pyplot.gcf()
         drawn.suptitle("")
         for axes in drawn.axes:
+            axes.set_facecolor(GROUND)
             axes.set_title("")
             axes.set_title("", loc="left")
             for axis in (axis for axis in (axes.xaxis, axes.yaxis) if axis.get_scale() == "log"):
@@ -283,8 +284,7 @@ def timeline(caption: str, spans: list[Span]) -> Figure:
 
 
 def legend_above(axes: Any) -> None:
-    """A legend that hides nothing, on the ground that all figures have."""
-    axes.set_facecolor(GROUND)
+    """A legend that hides nothing."""
     axes.legend(fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False)
 
 

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from gpt2_lightning.errors import ConfigError, StudyError
-from gpt2_lightning.report.charts import code_of_figures
+from gpt2_lightning.report.charts import drawing_code
 from gpt2_lightning.report.page import write_page
 from gpt2_lightning.report.record import RECORD, read_study
 from gpt2_lightning.report.run import read_log, runs_page
@@ -53,9 +53,10 @@ def read_words(words: list[str]) -> dict[str, str]:
 
 def find_study(name: str, outputs: Path) -> Path:
     """The folder of a study, by its path or name; raises StudyError."""
-    for folder in (Path(name), outputs / "sweeps" / name):
-        if is_file(folder / RECORD):
-            return folder
+    with suppress(OSError):  # a name that is too long
+        for folder in (Path(name), outputs / "sweeps" / name):
+            if (folder / RECORD).is_file():
+                return folder
     there = sorted(path.parent.name for path in (outputs / "sweeps").glob(f"*/{RECORD}"))
     remedy = f"There are {', '.join(there)}" if there else f"There are no studies in '{outputs}' yet"
     raise StudyError("study", key="study", value=name, rule=f"has no {RECORD}", remedy=remedy)
@@ -63,7 +64,7 @@ def find_study(name: str, outputs: Path) -> Path:
 
 def report_study(folder: Path, out: Path | None = None) -> list[Path]:
     """Write the report of the study in that folder; returns what was written, the page first. Raises PlatformError."""
-    return write_page(study_page(read_study(folder), shown(folder)), out or folder / "report", code_of_figures())
+    return write_page(study_page(read_study(folder), shown(folder)), out or folder / "report", drawing_code())
 
 
 def report_runs(names: list[str], outputs: Path, out: str | None) -> list[Path]:
@@ -73,25 +74,19 @@ def report_runs(names: list[str], outputs: Path, out: str | None) -> list[Path]:
         raise ConfigError("run", key="run", value=",".join(names), rule="names a run twice")
     default = folders[0] if len(folders) == 1 else outputs / "reports" / "+".join(folder.name for folder in folders)[:200]
     place = Path(out) if out else default / "report" if len(folders) == 1 else default
-    return write_page(runs_page([read_log(folder, shown(folder)) for folder in folders]), place, code_of_figures())
+    return write_page(runs_page([read_log(folder, shown(folder)) for folder in folders]), place, drawing_code())
 
 
 def find_log(name: str, outputs: Path) -> Path:
     """The folder of a run, by its path, its name (the newest id) or name and id; raises ConfigError."""
     runs = outputs / "runs"
-    for folder in (Path(name), runs / name, *sorted((runs / name).glob("[!.]*"), reverse=True)):
-        if is_file(folder / "config.yaml"):
-            return folder
+    with suppress(OSError):  # a name that is too long
+        for folder in (Path(name), runs / name, *sorted((runs / name).glob("[!.]*"), reverse=True)):
+            if (folder / "config.yaml").is_file():
+                return folder
     there = sorted({path.parents[1].name for path in runs.glob("*/[!.]*/config.yaml")})
     remedy = f"There are {', '.join(there)}" if there else f"There are no runs in '{outputs}' yet"
     raise ConfigError("run", key="run", value=name, rule="is not there", remedy=remedy)
-
-
-def is_file(path: Path) -> bool:
-    """Whether there is a file of that name, even of one that is too long."""
-    with suppress(OSError, ValueError):
-        return path.is_file()
-    return False
 
 
 def shown(path: Path) -> str:

@@ -4,7 +4,6 @@ One number: 64 KiB at the end of a run's metrics say how far it is. Choice not t
 would be one more thing to be out of date.
 """
 
-import json
 import re
 import time
 from collections.abc import Iterator
@@ -13,11 +12,10 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 from gpt2_lightning.errors import ConfigError, StudyError
 from gpt2_lightning.lock import living_holder
-from gpt2_lightning.report.record import RECORD, read_study
+from gpt2_lightning.report.record import RECORD, read_result, read_study
 
 __all__ = ["list_outputs"]
 
@@ -92,13 +90,11 @@ def runs(outputs: Path) -> Iterator[Item]:
 
 def run_item(folder: Path) -> Item:
     """One run."""
-    result: dict[str, Any] = {}
-    with suppress(OSError, ValueError):
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    result = read_result(folder)
     state = "finished" if result else "unfinished" if living_holder(folder) is None else "running"
     steps, best = progress(folder / "metrics.jsonl", whole=not result)
-    with suppress(KeyError, TypeError):
-        best = result["best"]["val/cross_entropy"]
+    with suppress(KeyError, TypeError, ValueError):
+        best = float(result["best"]["val/cross_entropy"])
     asked = re.search(
         r"^  max_steps: (\d+)$", (folder / "config.yaml").read_text(encoding="utf-8", errors="replace"), re.MULTILINE
     )
@@ -166,7 +162,7 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def age(seconds: float) -> str:
+def age(seconds: int | float) -> str:
     """One unit."""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:
@@ -174,7 +170,7 @@ def age(seconds: float) -> str:
     return f"{max(0.0, seconds):.0f} s"
 
 
-def in_bytes(size: float) -> str:
+def in_bytes(size: int | float) -> str:
     """One unit."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:

@@ -210,7 +210,7 @@ def harmless(value: Any) -> Any:
         return [harmless(one) for one in value]
     if not isinstance(value, str):
         return value
-    return re.sub(r"<(?!br>|extra></extra>|/extra>)", "&lt;", clean(value).replace("&", "&amp;"))
+    return re.sub(r"<(?!br>|extra></extra>|/extra>)", "&lt;", clean(value).replace("&", "&amp;").replace("$", "&#36;"))
 
 
 def plain(value: Any) -> str:
@@ -227,16 +227,16 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def number(value: float) -> str:
+def number(value: int | float) -> str:
     """A number in few digits: as it is written where that is short."""
     if isinstance(value, int):
         return f"{value:,}"
-    if len(repr(value)) < 7:
-        return repr(value)
-    return f"{value:.4f}" if 0.1 <= abs(value) < 1000 else f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
+    if 1000 <= abs(value) < 1e9:
+        return f"{value:,.0f}"
+    return repr(value) if len(repr(value)) < 7 else f"{value:.4f}" if 0.1 <= abs(value) < 1000 else f"{value:.4g}"
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: int | float) -> str:
     """Hours, minutes and seconds, the larger two."""
     minutes, s = divmod(round(seconds), 60)
     hours, m = divmod(minutes, 60)

@@ -5,6 +5,7 @@ behind a password.
 """
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from gpt2_lightning.errors import StudyError, first_line
 from gpt2_lightning.lock import living_holder
 from gpt2_lightning.report.ranking import Row, front, rank
 
-__all__ = ["RECORD", "StudyRecord", "read_record", "read_study"]
+__all__ = ["RECORD", "StudyRecord", "read_record", "read_result", "read_study"]
 
 RECORD = "study.json"
 OVER = ("complete", "pruned", "failed")
@@ -59,10 +60,21 @@ class StudyRecord:
 def read_record(folder: Path) -> dict[str, Any]:
     """The record of the study in that folder; raises StudyError."""
     try:
-        return json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+        raise ValueError("it is no JSON object")
     except (OSError, ValueError) as error:
         rule = f"has no {RECORD} that can be read: {first_line(error)}"
         raise StudyError("study", key="study", value=str(folder), rule=rule) from error
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """What a run has come to; nothing before it is finished."""
+    with suppress(OSError, ValueError):
+        found = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def read_study(folder: Path) -> StudyRecord:

@@ -17,6 +17,7 @@ from gpt2_lightning.errors import ConfigError, first_line
 from gpt2_lightning.lock import living_holder
 from gpt2_lightning.report.charts import MOST_POINTS, Series, curves, thinned
 from gpt2_lightning.report.page import Block, Page, Section, Table, Verbatim, duration, number
+from gpt2_lightning.report.record import read_result
 from gpt2_lightning.settings.setting import flat
 
 __all__ = ["RunLog", "read_log", "runs_page"]
@@ -68,9 +69,7 @@ def read_log(folder: Path, place: str) -> RunLog:
         raise ConfigError(
             "run", key="run", value=place, rule=f"has no config.yaml that can be read: {first_line(error)}"
         ) from error
-    result: dict[str, Any] = {}
-    with suppress(OSError, ValueError):
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    result = read_result(folder)
     state = "finished" if result else "unfinished" if living_holder(folder) is None else "running"
     samples = ""
     with suppress(OSError):

@@ -27,8 +27,8 @@ table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tab
 th, td { padding: .35rem .7rem; min-width: 3.5rem; max-width: 36rem; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--line); overflow-wrap: break-word; }
 tbody tr:last-child td { border-bottom: 0; }
-td:first-child { white-space: nowrap; }
-th { position: sticky; top: 0; background: var(--tint); cursor: pointer; white-space: nowrap; font-weight: 600; }
+td:first-child, th { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
+th { position: sticky; top: 0; background: var(--tint); cursor: pointer; font-weight: 600; }
 th[aria-sort=ascending]::after { content: " \\25b2"; }
 th[aria-sort=descending]::after { content: " \\25bc"; }
 .number { text-align: right; white-space: nowrap; }

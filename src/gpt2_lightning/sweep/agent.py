@@ -217,6 +217,7 @@ class Agent:
         work = Work(claim, slot, config, point, folder, log, Reports(folder / "metrics.jsonl"))
         work.trained = None if beside else self.twin(config)
         self.start(work)
+        self.recorded = 0.0
         asked = ", ".join(f"{key}={short(value)}" for key, value in point.items()) or "the experiment as it is"
         self.view.note(f"{claim.name} starts: {asked}{f' (trained by {work.trained.name})' if work.trained else ''}")
 

@@ -47,8 +47,11 @@ NAMED = 6  # metrics that are named where one is not measured
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """A study as it was asked for. ``points``: what the first places are given."""
+    """A study as it was asked for. ``words``: as they were typed, without a storage's URL; ``points``: what the first places
+    are given.
+    """
 
+    words: list[str]
     variants: Variants
     base: RunConfig
     sweep: SweepConfig
@@ -56,11 +59,6 @@ class Plan:
     decode: Space
     base_point: Point
     points: list[Point]
-
-    @property
-    def words(self) -> list[str]:
-        """The words that fix a value, without a storage's URL."""
-        return self.variants.overrides
 
     @property
     def n_trials(self) -> int:
@@ -139,7 +137,14 @@ def read_plan(words: list[str]) -> Plan:
     start = [base_point] if sweep.baseline or not len(space) else []
     points = [*start, *(point for point in given if point not in start)]
     plan = Plan(
-        variants=Variants(plain), base=base, sweep=sweep, space=space, decode=decode, base_point=base_point, points=points
+        words=words,
+        variants=Variants(plain),
+        base=base,
+        sweep=sweep,
+        space=space,
+        decode=decode,
+        base_point=base_point,
+        points=points,
     )
     check(plan, whole, given)
     return plan
