@@ -98,7 +98,7 @@ BAD = [
     ("data.split=line", "data.split = line", "has no effect on these corpora"),
     ("data.corpora.shakespeare.weight=1e308", "data.corpora.weight", "at most 1000000000.0"),
     ("data.path=it's a.txt", "override", "Quote what has blanks"),
-    ("nonsense", "command = nonsense", "There are train, sweep, trial, data, generate, report, dashboard, list"),
+    ("nonsense", "command = nonsense", "There are train, sweep, trial, data, generate, evaluate, export, "),
     ("trainer.max_steps", "trainer.max_steps", ""),
     ("data.path=a b'c", "override", "Quote what has blanks"),
 ]

@@ -36,9 +36,12 @@ ROOMS = {
     "tiktoken": {"data.tokens"},
     "safetensors": {"checkpoint", "weights"},
     "transformers": set(),
+    "lm_eval": {"evaluation.harness"},
+    "huggingface_hub": {"data.hub", "pretrained"},
 }
 HEIGHT = ["errors", "processor", "settings", "config", "lock", "signals", "folder", "report", "servers", "weights", "decoder",
-          "loss", "optimizer", "metrics", "text_metrics", "checkpoint", "data", "generation", "guard", "module", "board",
+          "loss", "optimizer", "metrics", "text_metrics", "checkpoint", "nanogpt", "pretrained", "data", "generation", "export",
+          "guard", "module", "board", "evaluation",
           "inspection", "dashboard", "ranks", "keeper", "trainer", "run", "trial", "study_board", "sweep",
           "__main__"]  # fmt: skip
 

@@ -25,6 +25,9 @@ HELP = """usage: python -m gpt2_lightning [command] [key=value ...]
   data +experiment=NAME [key=value ...]      look at the stream: n (steps), skip, workers, ranks; ends with their digest
   generate run=NAME|PATH prompt="..."        continue a text; prompts=FILE.jsonl [out=FILE.jsonl] many; neither: type them
                                              sampler=NAME sampler.KEY=... max_new_tokens n seed stop context numbers step
+  evaluate run=NAME|PATH|gpt2 [data=NAME|path=FILE]  perplexity over a sliding window, bits per byte: stride documents limit out
+                                             protocol=lambada|hellaswag [path=FILE.jsonl]   last words; endings by likelihood
+  export run=NAME|PATH to=DIR                a folder that transformers loads, with GPT-2's tokenizer [overwrite=true]
   report study=NAME|PATH                     what came out of a study, as a page: HTML, and Markdown with PNGs [out=FOLDER]
   report run=NAME|PATH[,NAME|PATH ...]       a run's curves, samples and settings; of several, side by side
   dashboard study=NAME|run=NAME              TensorBoard and, for a study, Optuna's page, until Ctrl-C [port=6006]
@@ -33,6 +36,7 @@ HELP = """usage: python -m gpt2_lightning [command] [key=value ...]
 
   group=OPTION      another file of a group:   optimizer=muon  model=gpt2  schedule=wsd  data=local  debug=overfit
   key=value         another value of a key:    optimizer.lr=3e-4  loss.beta=1e-3  trainer.max_steps=2000
+  init=NAME|PATH    start from weights:        gpt2, gpt2-medium, gpt2-large, gpt2-xl, transformers' folder, nanoGPT's ckpt.pt
   --multirun        try every combination of key=a,b ...: a study of its own, each a run
   --cfg job         show the composed configuration and stop
   traceback=true    show where an error came from
@@ -281,6 +285,30 @@ def check_generate(own: dict[str, str]) -> None:
         raise ConfigError("prompt", key="prompt", value=ascii(own["prompt"]), rule="is not valid UTF-8") from error
 
 
+def evaluate(words: list[str]) -> None:
+    """Judge a decoder by a protocol."""
+    from gpt2_lightning.settings.evaluate import EvaluateConfig
+    from gpt2_lightning.settings.setting import own_words, read_words
+
+    config = EvaluateConfig(**read_words(EvaluateConfig, own_words(EvaluateConfig, words, "evaluate")))
+    if config.out is not None:
+        check_file(config.out)
+    from gpt2_lightning.evaluation.command import evaluate as judge
+
+    judge(config)
+
+
+def export(words: list[str]) -> None:
+    """Write a run's weights as a folder that transformers loads."""
+    from gpt2_lightning.settings.export import ExportConfig
+    from gpt2_lightning.settings.setting import own_words, read_words
+
+    config = ExportConfig(**read_words(ExportConfig, own_words(ExportConfig, words, "export")))
+    from gpt2_lightning.export import export as write
+
+    write(config)
+
+
 def check_file(out: str) -> None:
     """Raise OutputError where no file of that name can be written."""
     there = os.access(out, os.F_OK)
@@ -336,6 +364,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "trial": trial,
     "data": look_at_data,
     "generate": generate,
+    "evaluate": evaluate,
+    "export": export,
     "report": write_report,
     "dashboard": serve_pages,
     "list": list_options,

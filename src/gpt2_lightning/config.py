@@ -30,6 +30,7 @@ from gpt2_lightning.settings.data import TOKENIZERS, DataConfig
 from gpt2_lightning.settings.decoder import DecoderConfig
 from gpt2_lightning.settings.loss import LossConfig
 from gpt2_lightning.settings.optimizer import OPTIMIZERS, OptimizerConfig, ScheduleConfig
+from gpt2_lightning.settings.pretrained import RELEASED, require_fit
 from gpt2_lightning.settings.sampler import SamplerConfig
 from gpt2_lightning.settings.setting import Settings, flat, setting
 from gpt2_lightning.settings.sweep import SweepConfig
@@ -55,6 +56,7 @@ class RunConfig(Settings):
 
     seed: int = setting(1337, "seed", at_least=0, at_most=2**32 - 1)
     resume: str = setting("auto", "what to go on from: auto, must, never, or a checkpoint's or run's folder")
+    init: str | None = setting(None, "weights to start from (none: drawn): gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a path")
     resume_allow: list[str] = setting([], "keys that may differ from those the run was begun with")
     run: RunSettings = field(default_factory=RunSettings)
     model: DecoderConfig = field(default_factory=DecoderConfig)
@@ -79,6 +81,8 @@ class RunConfig(Settings):
             raise self.model.refuse("block_size", f"must be at least 4 for data.synthetic={self.data.synthetic}")
         if self.sampler.k is not None and self.sampler.k > self.model.vocab_size:
             raise self.sampler.refuse("k", f"must be at most the vocabulary, model.vocab_size = {self.model.vocab_size}")
+        if self.init is not None and self.init in RELEASED:
+            require_fit(self.init, self.model, RELEASED[self.init].shape)
         for key in self.resume_allow:
             if not any(key == may or key.startswith(f"{may}.") for may in CHANGEABLE):
                 rule = f"'{key}' may not change within a run"

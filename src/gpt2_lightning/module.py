@@ -25,7 +25,10 @@ __all__ = ["GPT2Module"]
 
 
 class GPT2Module(LightningModule):
-    """GPT-2 under its regularised loss. ``validation`` holds the metrics of the last validation."""
+    """GPT-2 under its regularised loss, its weights drawn unless a ``decoder`` is given.
+
+    ``validation`` holds the metrics of the last validation.
+    """
 
     def __init__(
         self,
@@ -34,10 +37,11 @@ class GPT2Module(LightningModule):
         bytes_per_token: Tensor,
         loss_weights: list[float] | None = None,
         signals: Signals | None = None,
+        decoder: Decoder | None = None,
     ) -> None:
         super().__init__()
         self.config, self.signals = config, signals or Signals()
-        self.decoder = Decoder(config.model)
+        self.decoder = Decoder(config.model) if decoder is None else decoder
         self.names = names
         even = loss_weights is None or len(set(loss_weights)) == 1
         self.loss_weights: Tensor | None

@@ -28,10 +28,12 @@ from gpt2_lightning.config import RunConfig, from_plain
 from gpt2_lightning.dashboard import Dashboard, duration
 from gpt2_lightning.data.look import Look, look
 from gpt2_lightning.data.stream import StreamDataModule
+from gpt2_lightning.decoder import Decoder
 from gpt2_lightning.errors import CheckpointError, MachineError, NumbersError, PlatformError
 from gpt2_lightning.folder import RUN_FOLDER, RunFolder, find_folder, is_other_rank, not_allowed, refuse, write_whole
 from gpt2_lightning.keeper import Keeper, Rewind, code_fingerprint, find_rewind
 from gpt2_lightning.module import GPT2Module
+from gpt2_lightning.pretrained import find_weights, load_weights
 from gpt2_lightning.ranks import Watch, leave_word, require_ranks
 from gpt2_lightning.signals import Interrupted, Signals, end_with_parent
 from gpt2_lightning.trainer import build_trainer, choose_devices, choose_precision
@@ -39,6 +41,7 @@ from gpt2_lightning.trainer import build_trainer, choose_devices, choose_precisi
 __all__ = ["look_at_data", "train"]
 
 RUN_START = "GPT2_LIGHTNING_START"  # tells the other ranks the checkpoint that rank 0 chose,
+RUN_INIT = "GPT2_LIGHTNING_INIT"  # the weights it starts from without one,
 RANK_0 = "GPT2_LIGHTNING_RANK_0"  # and its process
 
 
@@ -52,13 +55,14 @@ def train(config: RunConfig, signals: Signals | None = None) -> None:
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
     seed_everything(config.seed, verbose=False)
-    data = open_data(config)
     foreign = foreign_start(config)
+    decoder = first_decoder(config, foreign)
+    data = open_data(config)
     run = RunFolder(config)
     try:
         said = run.finished(config)
         if said is None:
-            train_in(run, choose_start(run, config, foreign), config, data, signals)
+            train_in(run, choose_start(run, config, foreign), config, data, signals, decoder)
         else:
             print(said)
     except Rewind as rewind:
@@ -68,11 +72,18 @@ def train(config: RunConfig, signals: Signals | None = None) -> None:
         run.lock.release()
 
 
-def train_in(run: RunFolder, start: Path | None, config: RunConfig, data: StreamDataModule, signals: Signals) -> None:
+def train_in(
+    run: RunFolder,
+    start: Path | None,
+    config: RunConfig,
+    data: StreamDataModule,
+    signals: Signals,
+    decoder: Decoder | None = None,
+) -> None:
     """Rank 0's part: train from a checkpoint or the beginning, and write what comes of it."""
     run.begin(config)
     os.environ |= {RUN_FOLDER: str(run.path), RUN_START: str(start or ""), RANK_0: str(os.getpid())}
-    module, dashboard, keeper, trainer = build(run, run.path, start, config, data, signals)
+    module, dashboard, keeper, trainer = build(run, run.path, start, config, data, signals, decoder)
     with Watch(run.path, config.trainer.devices) as watch:
         fit(trainer, module, data, start, watch)
     signals.armed = False
@@ -91,8 +102,10 @@ def other_rank(config: RunConfig, signals: Signals) -> None:
         if config.trainer.threads is not None:
             torch.set_num_threads(config.trainer.threads)
         seed_everything(config.seed, verbose=False)
+        drawn = config.init is None or start is not None
+        decoder = None if drawn else load_weights(Path(os.environ[RUN_INIT]), config.model)
         data = open_data(config)
-        module, _, _, trainer = build(None, folder, start, config, data, signals)
+        module, _, _, trainer = build(None, folder, start, config, data, signals, decoder)
         fit(trainer, module, data, start)
     except (Interrupted, NumbersError, Rewind):
         return  # all ranks meet these together
@@ -103,10 +116,16 @@ def other_rank(config: RunConfig, signals: Signals) -> None:
 
 
 def build(
-    run: RunFolder | None, folder: Path, start: Path | None, config: RunConfig, data: StreamDataModule, signals: Signals
+    run: RunFolder | None,
+    folder: Path,
+    start: Path | None,
+    config: RunConfig,
+    data: StreamDataModule,
+    signals: Signals,
+    decoder: Decoder | None,
 ) -> tuple[GPT2Module, Dashboard, Keeper, Trainer]:
     """The parts, introduced to each other."""
-    module = GPT2Module(config, data.names, data.bytes_per_token, data.loss_weights, signals)
+    module = GPT2Module(config, data.names, data.bytes_per_token, data.loss_weights, signals, decoder)
     dashboard = Dashboard(folder, config, data)
     keeper = Keeper(config, run, folder, dashboard, signals, start.name if start else "")
     return module, dashboard, keeper, build_trainer(config, folder, [dashboard, keeper])
@@ -128,8 +147,9 @@ def choose_start(run: RunFolder, config: RunConfig, foreign: Path | None) -> Pat
         raise CheckpointError("run", key="folder", value=str(run.path), rule="has no checkpoint yet to go on from")
     if start and read_manifest(start)["fingerprints"]["code"] != code_fingerprint():
         print(f"warning: the code has changed since {start.name} was saved", file=sys.stderr)
+    begins = "starts from the beginning" if config.init is None else f"starts from the weights of {config.init}"
     place = os.path.relpath(run.path)
-    print(f"{place}: " + (f"goes on from {start.name}" if start else "starts from the beginning"), file=sys.stderr, flush=True)
+    print(f"{place}: " + (f"goes on from {start.name}" if start else begins), file=sys.stderr, flush=True)
     return start
 
 
@@ -150,6 +170,19 @@ def foreign_start(config: RunConfig) -> Path | None:
     if differ:
         raise refuse(f"checkpoint {found}", differ)
     return found
+
+
+def first_decoder(config: RunConfig, foreign: Path | None) -> Decoder | None:
+    """The decoder that ``init`` means, the other ranks told where; None where there is none, or a checkpoint to go on from.
+
+    Raises ConfigError, CheckpointError, before the run has a folder.
+    """
+    own = find_folder(config)
+    if config.init is None or foreign is not None or (own and checkpoints(own / "checkpoints")):
+        return None
+    path = find_weights(config.init, config.model)
+    os.environ[RUN_INIT] = str(path.absolute())
+    return load_weights(path, config.model)
 
 
 def check_machine(config: RunConfig) -> None:

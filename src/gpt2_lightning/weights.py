@@ -26,7 +26,10 @@ from torch import Tensor
 from gpt2_lightning.errors import CheckpointError, ConfigError, OutputError
 from gpt2_lightning.settings.decoder import DecoderConfig
 
-__all__ = ["read_weights", "write_weights"]
+__all__ = [
+    "checked", "read_config", "read_weights", "reading", "refusal", "require_finite", "stored_shapes", "turned",
+    "write_weights",
+]  # fmt: skip
 
 WHAT = "GPT-2 weights"
 FIELDS = {"n_layer": "n_layer", "n_head": "n_head", "n_embd": "n_embd", "block_size": "n_positions", "vocab_size": "vocab_size",
@@ -184,16 +187,26 @@ def read_tensor(path: Path, name: str, get: Callable[[], Any], shape: list[int],
     """A stored tensor as our decoder holds it."""
     with reading(path):
         stored = get()
+    tensor = turned(name, checked(path, name, stored, shape)).contiguous().to(dtype or stored.dtype)
+    require_finite(path, name, tensor)
+    return tensor
+
+
+def checked(path: Path, name: str, stored: Any, shape: list[int]) -> Tensor:
+    """What a file holds under a name, if it is a tensor of numbers of that shape; raises CheckpointError."""
     if not isinstance(stored, Tensor) or stored.dtype not in DTYPES or stored.layout != torch.strided or stored.is_meta:
         rule = "must be a dense tensor of " + ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
         raise CheckpointError(str(path), key=name, value=getattr(stored, "dtype", type(stored).__name__), rule=rule)
     if list(stored.shape) != shape:
         raise CheckpointError(str(path), key=name, value=list(stored.shape), rule=f"must have the shape {shape}")
-    tensor = turned(name, stored).contiguous().to(dtype or stored.dtype)
+    return stored
+
+
+def require_finite(path: Path, name: str, tensor: Tensor) -> None:
+    """Raise CheckpointError where one of the numbers is none."""
     low, high = tensor.aminmax()
     if not -math.inf < low <= high < math.inf:
         raise CheckpointError(str(path), key=name, rule=f"must be finite as {tensor.dtype}")
-    return tensor
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""A small hub on loopback: enough of its interface for ``datasets`` to find the Parquet files of a data set and read ranges."""
+"""A small hub on loopback: enough of its interface for ``datasets`` to find a data set's files and read ranges, and for a
+model's files to be fetched.
+"""
 
 import hashlib
 import io
@@ -60,7 +62,7 @@ def serve(sets: dict[str, dict[str, bytes]]) -> Iterator[tuple[str, list[str]]]:
             url = urlsplit(self.path)
             if found := re.match(r"/api/datasets/([^/]+/[^/]+)(?:/(\w[\w-]*)/([^/]+)(?:/(.*))?)?$", url.path):
                 self.about(found[1], found[2], unquote(found[3] or "main"), unquote(found[4] or ""), parse_qs(url.query), body)
-            elif found := re.match(r"/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)$", url.path):
+            elif found := re.match(r"(?:/datasets)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)$", url.path):
                 self.content(found[1], unquote(found[3]))
             else:
                 self.answer(404)

@@ -24,7 +24,8 @@ from typing import Any, BinaryIO, NamedTuple
 from gpt2_lightning.errors import DataError, MachineError
 from gpt2_lightning.settings.data import CorpusConfig
 
-__all__ = ["CorpusConfig", "Piece", "Reading", "checked_text", "document_pieces", "held_out", "identity", "read_corpus"]
+__all__ = ["CorpusConfig", "Piece", "Reading", "checked_text", "corpus_files", "document_pieces", "held_out", "identity",
+           "json_lines", "read_corpus", "read_files"]  # fmt: skip
 
 READ_BYTES = 1 << 20
 ZSTD_BYTES = 1 << 10  # compressed: one word over and over comes out ten thousand times as large

@@ -7,6 +7,7 @@ positions: to skip rows it reads them.
 """
 
 import hashlib
+import json
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from gpt2_lightning.data.tokens import Tokenizer
 from gpt2_lightning.errors import DataError
 from gpt2_lightning.settings.data import CorpusConfig
 
-__all__ = ["HubDocuments", "hub_files", "open_hub", "read_hub"]
+__all__ = ["HubDocuments", "hub_files", "hub_rows", "open_hub", "read_hub"]
 
 HELD_BYTES = 2**28
 READERS = 16  # footers read at a time
@@ -169,3 +170,22 @@ def read_hub(config: CorpusConfig, segment_characters: int, reading: Reading) ->
             text = documents.text(i)
             reading.bytes_read += len(text)
             yield from (piece._replace(part=part) for piece in document_pieces(text, segment_characters))
+
+
+def hub_rows(name: str, part: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a data set's part as they are, each with its place; raises DataError. Parquet and JSON lines are read."""
+    with troubles(name):
+        import datasets
+        import fsspec
+        import pyarrow.parquet
+
+        sha = commit(CorpusConfig(hub=name))
+        files = [str(file) for file in (datasets.load_dataset_builder(name, revision=sha).config.data_files or {})[part]]
+        for file in files:
+            with fsspec.open(file, "rb") as opened:
+                if file.endswith(".parquet"):
+                    rows = pyarrow.parquet.ParquetFile(opened).iter_batches(1024)
+                    found = (row for batch in rows for row in batch.to_pylist())
+                else:
+                    found = (json.loads(line) for line in opened if line.strip())
+                yield from ((f"{file}, row {number}", row) for number, row in enumerate(found, 1))

@@ -17,7 +17,9 @@ import tiktoken
 from gpt2_lightning.errors import ConfigError, DataError
 from gpt2_lightning.settings.data import TOKENIZERS
 
-__all__ = ["ByteTokenizer", "GPT2Tokenizer", "Tokenizer", "load_tokenizer"]
+__all__ = ["END_OF_TEXT", "ByteTokenizer", "GPT2Tokenizer", "Tokenizer", "gpt2_ranks", "load_tokenizer"]
+
+END_OF_TEXT = "<|endoftext|>"
 
 RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 SPLIT = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""  # Radford et al. 2019, encoder.py
@@ -52,7 +54,7 @@ class GPT2Tokenizer:
 
     def __init__(self) -> None:
         self.encoding = tiktoken.Encoding(
-            "gpt2", pat_str=SPLIT, mergeable_ranks=gpt2_ranks(), special_tokens={"<|endoftext|>": 50256}
+            "gpt2", pat_str=SPLIT, mergeable_ranks=gpt2_ranks(), special_tokens={END_OF_TEXT: 50256}
         )
         self.vocab_size = TOKENIZERS["gpt2"]
         self.end_of_text = self.vocab_size - 1

@@ -11,11 +11,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from gpt2_lightning.checkpoint import find_run, load_decoder
-from gpt2_lightning.decoder import Decoder
 from gpt2_lightning.errors import CheckpointError, ConfigError, OutputError
 from gpt2_lightning.generation.packed import pack
 from gpt2_lightning.generation.text import Continuation, Watch, continue_texts, tokenizer_of
+from gpt2_lightning.pretrained import Opened, open_decoder
 from gpt2_lightning.settings.generate import GenerateConfig
 from gpt2_lightning.settings.sampler import SamplerConfig
 
@@ -41,7 +40,8 @@ class Writer:
     """A decoder, packed, with its tokenizer and sampler, that continues prompts as asked."""
 
     def __init__(self, asked: Asked, config: GenerateConfig) -> None:
-        decoder, base = open_decoder(asked.run, Path(asked.outputs))
+        opened = open_decoder(asked.run, Path(asked.outputs))
+        decoder, base = opened.decoder, run_sampler(opened)
         self.sampler = SamplerConfig(**{**(base if asked.preset is None else asked.preset), **asked.changes})
         self.tokenizer = tokenizer_of(decoder)
         self.config, self.decoder = config, pack(decoder, config.numbers)
@@ -64,21 +64,15 @@ def generate_command(asked: Asked, config: GenerateConfig) -> None:
         show(writer, asked.prompt or "")
 
 
-def open_decoder(run: str, outputs: Path) -> tuple[Decoder, dict[str, Any]]:
-    """The decoder of a run, of a checkpoint, or of a folder in transformers' format; and the run's sampler, if it is one."""
-    try:
-        if (Path(run) / "config.json").is_file():
-            return Decoder.from_pretrained(run), {}
-        path = find_run(run, outputs)
-    except OSError as error:
-        raise CheckpointError("run", key="run", value=run, rule=f"cannot be read: {error.strerror}") from error
-    decoder, trained = load_decoder(path)
-    sampler = trained.get("sampler", {})
+def run_sampler(opened: Opened) -> dict[str, Any]:
+    """The settings of a run's sampler, none where it is no run of ours; raises CheckpointError."""
+    sampler = opened.config.get("sampler", {})
     try:
         SamplerConfig(**sampler)
     except (TypeError, ConfigError) as error:
-        raise CheckpointError("checkpoint", key="file", value=str(path), rule=f"has no sampler of ours: {error}") from error
-    return decoder, sampler
+        rule = f"has no sampler of ours: {error}"
+        raise CheckpointError("checkpoint", key="file", value=str(opened.checkpoint), rule=rule) from error
+    return sampler
 
 
 def show(writer: Writer, prompt: str) -> None:

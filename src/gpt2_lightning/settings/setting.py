@@ -8,6 +8,7 @@ Ranges are data beside the default, not code, so that the help and the search sp
 import math
 from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields
+from difflib import get_close_matches
 from typing import Any, ClassVar, get_args
 
 from gpt2_lightning.errors import ConfigError
@@ -40,6 +41,19 @@ class Settings:
         f = next(f for f in fields(self) if f.name == name)
         key = f"{self.group}.{name}" if self.group else name
         return ConfigError(f.metadata.get("what", name), key=key, value=getattr(self, name), rule=rule, remedy=remedy)
+
+
+def own_words(settings: type[Settings], words: list[str], command: str) -> dict[str, str]:
+    """A command's words by key, which are the fields of its settings; raises ConfigError for any other."""
+    names, given = [f.name for f in fields(settings)], {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or key not in names:
+            near = get_close_matches(key, names, n=1, cutoff=0.5) if equals else []
+            remedy = f"Did you mean {near[0]}?" if near else f"The keys are {', '.join(names)}"
+            raise ConfigError(f"argument of {command}", key="argument", value=word, rule="is not known", remedy=remedy)
+        given[key] = value
+    return given
 
 
 def read_words(settings: type[Settings], words: dict[str, str]) -> dict[str, Any]:

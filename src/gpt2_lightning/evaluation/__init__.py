@@ -1,0 +1,1 @@
+"""From a decoder and records to figures that others can compare theirs with."""
