@@ -36,10 +36,11 @@ ROOMS = {
     "tiktoken": {"data.tokens"},
     "safetensors": {"checkpoint", "weights"},
     "transformers": set(),
+    "sacrebleu": {"tasks.translation"},
 }
 HEIGHT = ["errors", "processor", "settings", "config", "lock", "signals", "folder", "report", "servers", "weights", "decoder",
-          "loss", "optimizer", "metrics", "text_metrics", "checkpoint", "data", "generation", "guard", "module", "board",
-          "inspection", "dashboard", "ranks", "keeper", "trainer", "run", "trial", "study_board", "sweep",
+          "loss", "optimizer", "metrics", "text_metrics", "tasks", "checkpoint", "data", "generation", "guard", "module",
+          "board", "inspection", "dashboard", "ranks", "keeper", "trainer", "run", "trial", "study_board", "sweep",
           "__main__"]  # fmt: skip
 
 

@@ -33,6 +33,7 @@ from gpt2_lightning.settings.optimizer import OPTIMIZERS, OptimizerConfig, Sched
 from gpt2_lightning.settings.sampler import SamplerConfig
 from gpt2_lightning.settings.setting import Settings, flat, setting
 from gpt2_lightning.settings.sweep import SweepConfig
+from gpt2_lightning.settings.task import TaskConfig
 from gpt2_lightning.settings.trainer import BoardConfig, CheckpointConfig, RunSettings, SamplesConfig, TrainerConfig
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
 CHANGEABLE = (  # read anew at every step or start; all else is in the weights, the optimizer's state or the order of the data
     "optimizer.lr", "schedule", "loss.beta", "model.dropout", "trainer", "checkpoint", "samples", "board", "sampler",
     "data.workers", "data.batch_size", "data.val_batches", "data.accept_changes", "resume",
+    "task.eval_records", "task.shown", "task.beams", "task.max_new_tokens", "task.head",
 )  # fmt: skip
 FREE = r"\+*sweep\.(params|constraints|sampler_options|pruner_options)\b"
 LAYERS = ("experiment", "sweeps", "debug")  # files that change many groups: later ones win
@@ -65,6 +67,7 @@ class RunConfig(Settings):
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     data: DataConfig = MISSING
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     board: BoardConfig = field(default_factory=BoardConfig)
@@ -79,10 +82,28 @@ class RunConfig(Settings):
             raise self.model.refuse("block_size", f"must be at least 4 for data.synthetic={self.data.synthetic}")
         if self.sampler.k is not None and self.sampler.k > self.model.vocab_size:
             raise self.sampler.refuse("k", f"must be at most the vocabulary, model.vocab_size = {self.model.vocab_size}")
+        if self.task.of_records:
+            self.check_records()
         for key in self.resume_allow:
             if not any(key == may or key.startswith(f"{may}.") for may in CHANGEABLE):
                 rule = f"'{key}' may not change within a run"
                 raise self.refuse("resume_allow", rule, f"These may: {', '.join(CHANGEABLE)}")
+
+    def check_records(self) -> None:
+        """What a task of records needs of the stream and the decoder, so that none sees or continues another."""
+        task = f"task={self.task.name}"
+        if self.data.synthetic is not None:
+            raise self.data.refuse("synthetic", f"makes up its own records, and {task} reads some", "Set task=lm")
+        if not self.data.records:
+            raise self.data.refuse("records", f"must be true for {task}: a row holds whole records", "Set data.records=true")
+        if not self.model.document_mask:
+            rule = f"must be true for {task}: no record sees another"
+            raise self.model.refuse("document_mask", rule, "Set model.document_mask=true")
+        if self.data.cache:
+            raise self.data.refuse("cache", f"must be false for {task}: records are kept as text", "Set data.cache=false")
+        for name, corpus in self.data.corpora.items():
+            if corpus.join > 1:
+                raise corpus.refuse("join", f"must be 1 for {task}: a row is a record", f"Set data.corpora.{name}.join=1")
 
 
 @dataclass(kw_only=True, slots=True)

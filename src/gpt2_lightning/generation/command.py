@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from gpt2_lightning.checkpoint import find_run, load_decoder
+from gpt2_lightning.data.record import question_tokens
 from gpt2_lightning.decoder import Decoder
 from gpt2_lightning.errors import CheckpointError, ConfigError, OutputError
 from gpt2_lightning.generation.packed import pack
-from gpt2_lightning.generation.text import Continuation, Watch, continue_texts, tokenizer_of
+from gpt2_lightning.generation.text import Continuation, Watch, continue_starts, continue_texts, tokenizer_of
 from gpt2_lightning.settings.generate import GenerateConfig
 from gpt2_lightning.settings.sampler import SamplerConfig
+from gpt2_lightning.settings.task import TaskConfig
+from gpt2_lightning.tasks.dialogue import Dialogue, Turn
+from gpt2_lightning.tasks.task import question
 
 __all__ = ["Asked", "generate_command"]
 
@@ -35,13 +39,14 @@ class Asked:
     outputs: str
     preset: dict[str, Any] | None
     changes: dict[str, Any]
+    chat: str = "auto"
 
 
 class Writer:
     """A decoder, packed, with its tokenizer and sampler, that continues prompts as asked."""
 
     def __init__(self, asked: Asked, config: GenerateConfig) -> None:
-        decoder, base = open_decoder(asked.run, Path(asked.outputs))
+        decoder, base, self.task = open_decoder(asked.run, Path(asked.outputs))
         self.sampler = SamplerConfig(**{**(base if asked.preset is None else asked.preset), **asked.changes})
         self.tokenizer = tokenizer_of(decoder)
         self.config, self.decoder = config, pack(decoder, config.numbers)
@@ -58,17 +63,19 @@ def generate_command(asked: Asked, config: GenerateConfig) -> None:
     writer = Writer(asked, config)
     if asked.records is not None:
         write_records(writer, asked.records, asked)
+    elif asked.chat == "true" or (asked.chat == "auto" and writer.task.name == "dialogue"):
+        chat(writer, asked.prompt)
     elif asked.prompt is None and sys.stdin.isatty() and sys.stdout.isatty():
         talk(writer)
     else:
         show(writer, asked.prompt or "")
 
 
-def open_decoder(run: str, outputs: Path) -> tuple[Decoder, dict[str, Any]]:
-    """The decoder of a run, of a checkpoint, or of a folder in transformers' format; and the run's sampler, if it is one."""
+def open_decoder(run: str, outputs: Path) -> tuple[Decoder, dict[str, Any], TaskConfig]:
+    """The decoder of a run, a checkpoint, or a folder in transformers' format; the sampler and task of a run."""
     try:
         if (Path(run) / "config.json").is_file():
-            return Decoder.from_pretrained(run), {}
+            return Decoder.from_pretrained(run), {}, TaskConfig()
         path = find_run(run, outputs)
     except OSError as error:
         raise CheckpointError("run", key="run", value=run, rule=f"cannot be read: {error.strerror}") from error
@@ -76,9 +83,11 @@ def open_decoder(run: str, outputs: Path) -> tuple[Decoder, dict[str, Any]]:
     sampler = trained.get("sampler", {})
     try:
         SamplerConfig(**sampler)
+        task = TaskConfig(**trained.get("task", {}))
     except (TypeError, ConfigError) as error:
-        raise CheckpointError("checkpoint", key="file", value=str(path), rule=f"has no sampler of ours: {error}") from error
-    return decoder, sampler
+        rule = f"has no sampler and task of ours: {error}"
+        raise CheckpointError("checkpoint", key="file", value=str(path), rule=rule) from error
+    return decoder, sampler, task
 
 
 def show(writer: Writer, prompt: str) -> None:
@@ -114,6 +123,40 @@ def talk(writer: Writer) -> None:
             raise ConfigError("prompt", rule="is not valid UTF-8") from error
         show(writer, prompt)
         writer.config = replace(writer.config, seed=writer.config.seed + 1)
+
+
+def chat(writer: Writer, said: str | None) -> None:
+    """Reply to what is said, line by line until the input ends, or to one prompt, in view of the turns before.
+
+    The person is the first of ``task.speakers``, the decoder the second; each reply has the next seed.
+    """
+    task = Dialogue(replace(writer.task, name="dialogue", file=None))
+    you, me = (task.config.speakers or ["A", "B"])[:2]
+    turns: list[Turn] = []
+    for line in [said] if said is not None else typed_lines(f"{you}: "):
+        turns.append((you, " ".join(line.split())))
+        room = max(1, writer.decoder.config.block_size - writer.config.max_new_tokens)
+        start = question_tokens(question(task.prompt(turns, me)), writer.tokenizer, room, "start")
+        asked = replace(writer.config, stop=[*writer.config.stop, "\n"], n=1)
+        ((found,),) = continue_starts(writer.decoder, writer.tokenizer, [""], [start], asked, writer.sampler)
+        turns.append((me, found.text.strip()))
+        print(f"{me}: {found.text.strip()}", flush=True)
+        writer.config = replace(writer.config, seed=writer.config.seed + 1)
+
+
+def typed_lines(shown: str) -> Iterator[str]:
+    """What is typed or piped, line by line, empty lines left out; raises ConfigError for what is not UTF-8."""
+    at_terminal = sys.stdin.isatty()
+    while True:
+        try:
+            line = input(shown if at_terminal else "")
+            line.encode("utf-8")
+        except EOFError:
+            return
+        except UnicodeError as error:
+            raise ConfigError("prompt", rule="is not valid UTF-8") from error
+        if line.strip():
+            yield line
 
 
 def write_records(writer: Writer, records: list[dict[str, Any]], asked: Asked) -> None:
