@@ -82,28 +82,11 @@ class RunConfig(Settings):
             raise self.model.refuse("block_size", f"must be at least 4 for data.synthetic={self.data.synthetic}")
         if self.sampler.k is not None and self.sampler.k > self.model.vocab_size:
             raise self.sampler.refuse("k", f"must be at most the vocabulary, model.vocab_size = {self.model.vocab_size}")
-        if self.task.of_records:
-            self.check_records()
+        self.task.check_beside(self.data, self.model)
         for key in self.resume_allow:
             if not any(key == may or key.startswith(f"{may}.") for may in CHANGEABLE):
                 rule = f"'{key}' may not change within a run"
                 raise self.refuse("resume_allow", rule, f"These may: {', '.join(CHANGEABLE)}")
-
-    def check_records(self) -> None:
-        """What a task of records needs of the stream and the decoder, so that none sees or continues another."""
-        task = f"task={self.task.name}"
-        if self.data.synthetic is not None:
-            raise self.data.refuse("synthetic", f"makes up its own records, and {task} reads some", "Set task=lm")
-        if not self.data.records:
-            raise self.data.refuse("records", f"must be true for {task}: a row holds whole records", "Set data.records=true")
-        if not self.model.document_mask:
-            rule = f"must be true for {task}: no record sees another"
-            raise self.model.refuse("document_mask", rule, "Set model.document_mask=true")
-        if self.data.cache:
-            raise self.data.refuse("cache", f"must be false for {task}: records are kept as text", "Set data.cache=false")
-        for name, corpus in self.data.corpora.items():
-            if corpus.join > 1:
-                raise corpus.refuse("join", f"must be 1 for {task}: a row is a record", f"Set data.corpora.{name}.join=1")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -81,7 +81,8 @@ def record_blocks(
             held[len(held)] = passage
         return held[g]
 
-    lane, filled = Lane(read, 0, 1, end_of_text, records=True), []
+    lane = Lane(read, 0, 1, end_of_text, records=True)
+    filled: list[tuple[Tokens, Tokens]] = []
     while most is None or len(filled) < most:
         rows = Rows(1, block_size, several=False)
         lane.fill(rows, 0)

@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from gpt2_lightning.settings.data import DataConfig
+from gpt2_lightning.settings.decoder import DecoderConfig
 from gpt2_lightning.settings.setting import Settings, setting
 
 __all__ = ["NAMES", "TaskConfig"]
@@ -58,3 +60,21 @@ class TaskConfig(Settings):
     def of_records(self) -> bool:
         """Whether documents are records, of which only parts are predicted."""
         return self.name != "lm"
+
+    def check_beside(self, data: DataConfig, model: DecoderConfig) -> None:
+        """What records need of the stream and the decoder, so that none sees or continues another; raises ConfigError."""
+        if not self.of_records:
+            return
+        task = f"task={self.name}"
+        if data.synthetic is not None:
+            raise data.refuse("synthetic", f"makes up its own records, and {task} reads some", "Set task=lm")
+        if not data.records:
+            raise data.refuse("records", f"must be true for {task}: a row holds whole records", "Set data.records=true")
+        if not model.document_mask:
+            rule = f"must be true for {task}: no record sees another"
+            raise model.refuse("document_mask", rule, "Set model.document_mask=true")
+        if data.cache:
+            raise data.refuse("cache", f"must be false for {task}: records are kept as text", "Set data.cache=false")
+        for name, corpus in data.corpora.items():
+            if corpus.join > 1:
+                raise corpus.refuse("join", f"must be 1 for {task}: a row is a record", f"Set data.corpora.{name}.join=1")

@@ -58,12 +58,12 @@ class Dialogue(Task):
     def turn(self, value: Any, i: int) -> Turn:
         """One turn; speakers that are not named take turns. Raises BadRecord."""
         speakers = self.config.speakers or ["A", "B"]
+        who: Any = None
+        said: Any = None
         if isinstance(value, str):
             who, said = speakers[i % len(speakers)], value
         elif isinstance(value, dict):
             who, said = (next((value[name] for name in names if name in value), None) for names in (SPEAKER, SAID))
-        else:
-            who = said = None
         if not isinstance(who, str) or not isinstance(said, str) or not said.strip():
             raise BadRecord(f"has no speaker and text in turn {i + 1} of the field '{self.config.x}'")
         return " ".join(who.replace(":", " ").split()), " ".join(said.split())
