@@ -182,8 +182,8 @@ def augmentation_examples(data: StreamDataModule) -> Iterator[tuple[str, str]]:
         if documents is None or not operation.active:
             continue
         only = AugmentConfig(**{name: replace(operation, p=1.0)})
-        text = documents.text(0)
-        after = Augmenter(only, data.tokenizer, data.seed)(text, 0, 0, 0)
+        text, augmenter = documents.text(0), Augmenter(only, data.tokenizer, data.seed)
+        after = document_passage(documents, 0, data.tokenizer, augmenter, augmenter.draw(0, 0, 0))
         said = f"{name}, strength {operation.strength}, to {operation.p:.0%} of the documents: [-gone-] {{+come+}}"
         yield said, marked(text, data.tokenizer.decode(after.tokens.tolist()))
 
