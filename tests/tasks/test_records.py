@@ -167,6 +167,16 @@ def test_a_record_without_x_stands_behind_end_of_text_of_its_own() -> None:
         assert passage.labels is not None and passage.labels.tolist() == [NOTHING, *b"ab", 256]
 
 
+def test_judged_records_are_drawn_from_all_held_out_ones_always_the_same(tmp_path: Path) -> None:
+    path, task = write_jsonl(tmp_path / "a.jsonl", ROWS), classification()
+    held = [task.read(row) for row in ROWS[9::10]]
+    once, again = (stream(path, task).records(4, 10) for _ in range(2))
+    assert once == again and len(once.held_out) == 4 and len(once.trained) == 10
+    assert all(record in held for record in once.held_out) and list(once.held_out) != held[:4]
+    assert not any(record in held for record in once.trained)
+    assert len(stream(path, task).records(99, 0).held_out) == len(held)
+
+
 def test_what_is_stored_is_the_record() -> None:
     record: Record = [x('a "quoted"\nline\u2028 é'), cue("\x00"), y(' ["y"]')]
     assert stored_record(stored_text(record)) == record

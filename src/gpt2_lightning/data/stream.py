@@ -28,8 +28,10 @@ from gpt2_lightning.data.source import (
     document_tokens,
     open_corpora,
     own_augmentation,
+    used_documents,
     validation_tokens,
 )
+from gpt2_lightning.data.store import Store
 from gpt2_lightning.data.tokens import Tokenizer, load_tokenizer
 from gpt2_lightning.errors import CheckpointError, PlatformError
 from gpt2_lightning.loss import IGNORED
@@ -140,13 +142,15 @@ class StreamDataModule(LightningDataModule):
         return Records(self.drawn_records("validation", held_out), self.drawn_records("train", trained))
 
     def drawn_records(self, part: str, n: int) -> list[Record]:
-        """``n`` records of one part, as many of each corpus."""
+        """``n`` records of one part, as many of each corpus; of a hub data set the first, since others are far away."""
         found: list[Record] = []
-        for parts in self.corpora.values():
+        for name, parts in self.corpora.items():
             documents = parts[part]
-            if isinstance(documents, RecordDocuments) and len(documents):
-                chosen = keyed_permutation(len(documents), self.seed)[: -(-n // len(self.corpora))]
-                found += [documents.record(int(i)) for i in chosen]
+            there = used_documents(documents, self.config.corpora[name]) if part == "train" else len(documents)
+            if isinstance(documents, RecordDocuments) and there:
+                near = isinstance(documents.stored, Store)
+                places = keyed_permutation(there, self.seed) if near else range(there)
+                found += [documents.record(int(i)) for i in places[: -(-n // len(self.corpora))]]
         return found[:n]
 
     def unigram_bits_per_byte(self) -> float:
