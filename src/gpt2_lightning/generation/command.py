@@ -80,14 +80,13 @@ def open_decoder(run: str, outputs: Path) -> tuple[Decoder, dict[str, Any], Task
     except OSError as error:
         raise CheckpointError("run", key="run", value=run, rule=f"cannot be read: {error.strerror}") from error
     decoder, trained = load_decoder(path)
-    sampler = trained.get("sampler", {})
-    try:
-        SamplerConfig(**sampler)
-        task = TaskConfig(**trained.get("task", {}))
-    except (TypeError, ConfigError) as error:
-        rule = f"has no sampler and task of ours: {error}"
-        raise CheckpointError("checkpoint", key="file", value=str(path), rule=rule) from error
-    return decoder, sampler, task
+    sampler, task = trained.get("sampler", {}), trained.get("task", {})
+    for name, settings, found in (("sampler", SamplerConfig, sampler), ("task", TaskConfig, task)):
+        try:
+            settings(**found)
+        except (TypeError, ConfigError) as error:
+            raise CheckpointError("checkpoint", key="file", value=str(path), rule=f"has no {name} of ours: {error}") from error
+    return decoder, sampler, TaskConfig(**task)
 
 
 def show(writer: Writer, prompt: str) -> None:
