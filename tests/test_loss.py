@@ -60,6 +60,26 @@ def test_weights_make_it_a_weighted_mean() -> None:
     assert cross_entropy(x, w, y, 0, torch.zeros(37))[0].item() == 0
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_where_few_targets_count_the_head_works_on_them_alone_with_the_same_result(weighted: bool) -> None:
+    x, w, y = head()
+    y[torch.arange(37) % 7 != 2] = IGNORED
+    weights = torch.rand(37) if weighted else None
+    losses = F.cross_entropy(x @ w.T, y, ignore_index=IGNORED, reduction="none")
+    share = torch.where(y == IGNORED, 0.0, 1.0 if weights is None else weights)
+    expected = (losses * share).sum() / share.sum()
+    dx, dw = torch.autograd.grad(expected, (x, w))
+    loss, per_token = cross_entropy(x, w, y, 2, weights)
+    loss.backward()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(per_token, losses)
+    torch.testing.assert_close(x.grad, dx, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(w.grad, dw, rtol=1e-4, atol=1e-7)
+    nats, hits = token_losses(x, w, y, chunk_tokens=2)
+    torch.testing.assert_close(nats, losses)
+    assert torch.equal(hits[y != IGNORED], ((x @ w.T).argmax(-1) == y)[y != IGNORED]) and not hits[y == IGNORED].any()
+
+
 def test_all_targets_ignored_is_zero_not_nan() -> None:
     x, w, y = head()
     loss, _ = cross_entropy(x, w, torch.full_like(y, IGNORED))

@@ -24,6 +24,7 @@ HELP = """usage: python -m gpt2_lightning [command] [key=value ...]
                                              sweep.n_trials sweep.slots sweep.storage ... 'optimizer.lr=interval(1e-4, 1e-2)'
   data +experiment=NAME [key=value ...]      look at the stream: n (steps), skip, workers, ranks; ends with their digest
   generate run=NAME|PATH prompt="..."        continue a text; prompts=FILE.jsonl [out=FILE.jsonl] many; neither: type them
+                                             chat=true: a conversation, the default for runs of task=dialogue
                                              sampler=NAME sampler.KEY=... max_new_tokens n seed stop context numbers step
   evaluate run=NAME|PATH|gpt2 [data=NAME|path=FILE]  perplexity over a sliding window, bits per byte: stride documents limit out
                                              protocol=lambada|hellaswag [path=FILE.jsonl]   last words; endings by likelihood
@@ -44,7 +45,7 @@ HELP = """usage: python -m gpt2_lightning [command] [key=value ...]
 exit status: 0 done, 2 configuration or usage, 3 data, 4 checkpoint, 5 study, 6 non-finite numbers, 7 devices, 8 output or
 disk, 130 SIGINT, 141 SIGPIPE, 143 SIGTERM"""
 
-GENERATE = ("run", "prompt", "prompts", "out", "outputs", "sampler")
+GENERATE = ("run", "prompt", "prompts", "out", "outputs", "sampler", "chat")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -233,7 +234,8 @@ def generate(words: list[str]) -> None:
     from gpt2_lightning.generation.command import Asked, generate_command
 
     asked = Asked(run=own["run"], prompt=own.get("prompt"), records=records, out=own.get("out", ""),
-                  outputs=own.get("outputs", "outputs"), preset=preset, changes=settings)  # fmt: skip
+                  outputs=own.get("outputs", "outputs"), preset=preset, changes=settings,
+                  chat=own.get("chat", "auto"))  # fmt: skip
     generate_command(asked, config)
 
 
@@ -273,6 +275,11 @@ def check_generate(own: dict[str, str]) -> None:
         raise ConfigError("run", key="run", value="", rule="must be given", remedy="Set run=NAME")
     if "prompt" in own and "prompts" in own:
         raise ConfigError("prompts", key="prompts", value=own["prompts"], rule="excludes prompt", remedy="Give one of the two")
+    if own.get("chat", "auto") not in ("auto", "true", "false"):
+        rule = "must be auto (by the run's task), true or false"
+        raise ConfigError("chat", key="chat", value=own["chat"], rule=rule)
+    if own.get("chat") == "true" and "prompts" in own:
+        raise ConfigError("chat", key="chat", value="true", rule="excludes prompts", remedy="Give one of the two")
     if "out" in own and "prompts" not in own:
         raise ConfigError(
             "out", key="out", value=own["out"], rule="is for prompts=FILE.jsonl", remedy="For one prompt use > FILE"

@@ -34,6 +34,7 @@ from gpt2_lightning.settings.pretrained import RELEASED, require_fit
 from gpt2_lightning.settings.sampler import SamplerConfig
 from gpt2_lightning.settings.setting import Settings, flat, setting
 from gpt2_lightning.settings.sweep import SweepConfig
+from gpt2_lightning.settings.task import TaskConfig
 from gpt2_lightning.settings.trainer import BoardConfig, CheckpointConfig, RunSettings, SamplesConfig, TrainerConfig
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
 CHANGEABLE = (  # read anew at every step or start; all else is in the weights, the optimizer's state or the order of the data
     "optimizer.lr", "schedule", "loss.beta", "model.dropout", "trainer", "checkpoint", "samples", "board", "sampler",
     "data.workers", "data.batch_size", "data.val_batches", "data.accept_changes", "resume",
+    "task.eval_records", "task.shown", "task.beams", "task.max_new_tokens", "task.head",
 )  # fmt: skip
 FREE = r"\+*sweep\.(params|constraints|sampler_options|pruner_options)\b"
 LAYERS = ("experiment", "sweeps", "debug")  # files that change many groups: later ones win
@@ -67,6 +69,7 @@ class RunConfig(Settings):
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     data: DataConfig = MISSING
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     board: BoardConfig = field(default_factory=BoardConfig)
@@ -83,6 +86,7 @@ class RunConfig(Settings):
             raise self.sampler.refuse("k", f"must be at most the vocabulary, model.vocab_size = {self.model.vocab_size}")
         if self.init is not None and self.init in RELEASED:
             require_fit(self.init, self.model, RELEASED[self.init].shape)
+        self.task.check_beside(self.data, self.model)
         for key in self.resume_allow:
             if not any(key == may or key.startswith(f"{may}.") for may in CHANGEABLE):
                 rule = f"'{key}' may not change within a run"

@@ -24,7 +24,9 @@ from gpt2_lightning.config import RunConfig, take_storage, to_yaml
 from gpt2_lightning.data.look import augmentation_examples, first_documents, marked
 from gpt2_lightning.data.stream import StreamDataModule
 from gpt2_lightning.errors import OutputError
+from gpt2_lightning.folder import write_whole
 from gpt2_lightning.generation.measures import choose_rows, measure_generation
+from gpt2_lightning.generation.records import RecordModel
 from gpt2_lightning.generation.text import Continuation, continue_texts
 from gpt2_lightning.inspection import ROWS, attention_entropy, histogram, histograms
 from gpt2_lightning.metrics import device_peak_flops, flops_per_token
@@ -33,6 +35,7 @@ from gpt2_lightning.settings.generate import GenerateConfig
 
 __all__ = ["Dashboard", "Progress", "RunLog"]
 
+TRAINED = 1000  # records trained on that a task may look at, as for the labels there are
 LENGTHS, CHARACTERS = 256, 2**18  # documents of each corpus whose lengths are shown, and of how much text at most
 TEXT = ("perplexity", "distinct_1", "distinct_2", "distinct_3", "repetition", "self_bleu", "zipf", "length")
 CHARTS: Layout = {  # patterns, not names, so that runs of other corpora share a chart
@@ -138,6 +141,7 @@ class Dashboard(Callback):
         self.tokens_per_step = rows * config.model.block_size
         self.profiler = profile_into(folder) if config.trainer.profile else None
         self.rows = choose_rows([inputs for inputs, _ in data.validation], config.samples.measure, config.seed)
+        self.records = data.records(config.task.eval_records, TRAINED)
         self.run_log: RunLog | None = None
         self.progress: Progress | None = None
         self.validation: dict[str, float] = {}
@@ -278,7 +282,8 @@ class Dashboard(Callback):
         metrics = module.validation
         self.validation = dict(metrics)
         if self.run_log:
-            self.measured = self.generated(module)
+            self.measured = self.generated(module) | self.judged(module, step)
+            self.validation |= {name: value for name, value in self.measured.items() if name.startswith("task/")}
             self.run_log.write(step, step * self.tokens_per_step, metrics | self.measured)
             if self.config.samples.at_validation:
                 self.show_samples(self.continuations(module), step)
@@ -286,7 +291,8 @@ class Dashboard(Callback):
                 self.show_attention(module, step)
         if self.progress:
             values = f"{metrics['val/cross_entropy']:.4f} nats, {metrics['val/bits_per_byte']:.4f} bits per byte"
-            self.progress.note(f"step {step}: validation {values}")
+            judged = "".join(f", {k[5:]} {v:.4g}" for k, v in self.measured.items() if k.startswith("task/"))
+            self.progress.note(f"step {step}: validation {values}{judged}")
 
     def generated(self, module: GPT2Module) -> dict[str, float]:
         """The measures of generated text, where they are asked for."""
@@ -294,6 +300,20 @@ class Dashboard(Callback):
             return {}
         length, seed = self.config.samples.max_new_tokens, self.config.seed
         return measure_generation(module.decoder, self.rows, self.config.sampler, length, seed)
+
+    def judged(self, module: GPT2Module, step: int) -> dict[str, float]:
+        """What the task measures on held-out records; what it shows goes to TensorBoard, what it keeps to task.json."""
+        if not self.records.held_out:
+            return {}
+        task = self.data.task
+        model = RecordModel(module.decoder, self.data.tokenizer, task.config.cut, self.config.seed)
+        found = task.judge(self.records, model)
+        assert self.run_log
+        with self.run_log.writing():
+            self.run_log.board.text("task", preformatted(found.text), step)
+            kept = {"step": step, "measures": found.measures, **found.details}
+            write_whole(self.folder / "task.json", json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+        return {f"task/{name}": value for name, value in found.measures.items()}
 
     def show_attention(self, module: GPT2Module, step: int) -> None:
         """The entropy of each head on the first validation rows."""

@@ -60,10 +60,14 @@ def cross_entropy(
     Under autocast the matrix products run in its type; the softmax is never below float32.
     """
     chunk = chunk_tokens or max(1, CHUNK_BYTES // (4 * weight.shape[0]))
+    flat, aims = hidden.flatten(0, -2), targets.flatten()
     flat_weights = None if weights is None else weights.flatten()
-    return LinearCrossEntropy.apply(
-        hidden.flatten(0, -2), weight, targets.flatten(), flat_weights, chunk, compute_dtype(hidden)
-    )
+    kept = few_counted(aims)
+    if kept is None:
+        return LinearCrossEntropy.apply(flat, weight, aims, flat_weights, chunk, compute_dtype(hidden))
+    own = None if flat_weights is None else flat_weights[kept]
+    loss, losses = LinearCrossEntropy.apply(flat[kept], weight, aims[kept], own, chunk, compute_dtype(hidden))
+    return loss, losses.new_zeros(len(aims)).index_copy(0, kept, losses)
 
 
 @torch.no_grad()
@@ -76,11 +80,27 @@ def token_losses(
     """Every token's cross-entropy (0 where ignored) and whether its target was the likeliest word: for evaluation."""
     chunk = chunk_tokens or max(1, CHUNK_BYTES // (4 * weight.shape[0]))
     losses, hits = [], []
-    for x, y in zip(hidden.flatten(0, -2).split(chunk), targets.flatten().split(chunk), strict=True):
+    flat, aims = hidden.flatten(0, -2), targets.flatten()
+    kept = few_counted(aims)
+    for x, y in zip(*((t if kept is None else t[kept]).split(chunk) for t in (flat, aims)), strict=True):
         logits = F.linear(x, weight).float()
         losses.append(F.cross_entropy(logits, y, ignore_index=IGNORED, reduction="none"))
         hits.append(logits.argmax(-1) == y)
-    return torch.cat(losses), torch.cat(hits)
+    if kept is None:
+        return torch.cat(losses), torch.cat(hits)
+    nats, right = torch.cat(losses), torch.cat(hits)
+    return nats.new_zeros(len(aims)).index_copy(0, kept, nats), right.new_zeros(len(aims)).index_copy(0, kept, right)
+
+
+def few_counted(targets: Int[Tensor, "N"]) -> Int[Tensor, "K"] | None:
+    """The places of the targets that count, where the head is spared half its work or more; None elsewhere.
+
+    On a CPU alone: a GPU would have to wait until it is known how many there are.
+    """
+    if targets.is_cuda:
+        return None
+    kept = (targets != IGNORED).nonzero()[:, 0]
+    return kept if 0 < 2 * len(kept) <= len(targets) else None
 
 
 def compute_dtype(hidden: Tensor) -> torch.dtype:

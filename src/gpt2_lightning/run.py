@@ -36,6 +36,7 @@ from gpt2_lightning.module import GPT2Module
 from gpt2_lightning.pretrained import find_weights, load_weights
 from gpt2_lightning.ranks import Watch, leave_word, require_ranks
 from gpt2_lightning.signals import Interrupted, Signals, end_with_parent
+from gpt2_lightning.tasks.catalogue import load_task
 from gpt2_lightning.trainer import build_trainer, choose_devices, choose_precision
 
 __all__ = ["look_at_data", "train"]
@@ -201,6 +202,7 @@ def open_data(config: RunConfig) -> StreamDataModule:
         accumulate=config.trainer.accumulate,
         augment=config.augment,
         cache=Path(config.run.folder) / "cache",
+        task=load_task(config.task),
     )
     data.setup()
     return data
@@ -211,7 +213,7 @@ def look_at_data(config: RunConfig, n: int, skip: int, workers: int, ranks: int)
     rows = config.data.batch_size * config.trainer.accumulate * config.trainer.devices
     folder = Path(config.run.folder) / "cache"
     asked = Look(data=config.data, augment=config.augment, block_size=config.model.block_size, seed=config.seed, rows=rows,
-                 cache=folder, steps=n, skip=skip, workers=workers, ranks=ranks)  # fmt: skip
+                 cache=folder, task=config.task, steps=n, skip=skip, workers=workers, ranks=ranks)  # fmt: skip
     look(asked)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from gpt2_lightning.data import hub
 from gpt2_lightning.data.hub import RowGroups, open_hub
+from gpt2_lightning.data.rows import Rows
 from gpt2_lightning.errors import DataError
 from gpt2_lightning.settings.data import CorpusConfig
 from tests.conftest import Command
@@ -51,7 +52,7 @@ def test_rows_can_be_joined_to_documents(here: Path) -> None:
 def test_little_is_held_and_it_is_the_same(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "HELD_BYTES", 800)
     config = local(here, TEXTS)
-    rows = RowGroups(hub.hub_files(config), config)
+    rows = RowGroups(hub.hub_files(config), Rows(config))
     assert [rows.row(i) for i in (99, 0, 50, 98, 1)] == [TEXTS[i] for i in (99, 0, 50, 98, 1)]
     assert len(rows.held) < 5
 

@@ -209,6 +209,7 @@ BAD = [
     (["run=empty.ckpt"], 4, "is damaged or no checkpoint of ours"),
     (["run=evil.ckpt"], 4, "is damaged or no checkpoint of ours"),
     (["run=sampler/step-00000001"], 4, "has no sampler of ours"),
+    (["run=task/step-00000001"], 4, "has no task of ours"),
     (["run=other/step-00000001"], 2, "model.vocab_size = 29): must be 50257 (gpt2) or 257 (bytes)"),
     (["run=run", "sampler.k=258", "prompt=x"], 2, "(sampler.k = 258): must be at most the vocabulary, 257"),
     (["run=run", "n=3", "sampler.beams=2"], 2, "(n = 3): must be at most sampler.beams = 2"),
@@ -226,6 +227,7 @@ def test_what_cannot_be_done_is_said_in_one_line(run: Path, said: Said, words: l
     (run / "empty.ckpt").write_bytes(b"")
     torch.save({"x": Evil()}, run / "evil.ckpt")
     save(decoder_of_bytes(), run / "sampler", sampler={"top": 1})
+    save(decoder_of_bytes(), run / "task", task={"name": "other"})
     save(small(), run / "other")
     (run / "long.jsonl").write_text(json.dumps({"prompt": "x" * 33}))
     (run / "full").symlink_to("/dev/full")

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gpt2_lightning.data.lanes import NOTHING, EndOfStream, Passage, Read
+from gpt2_lightning.data.lanes import NOTHING, EndOfStream, Lane, Passage, Read, Rows
 from gpt2_lightning.errors import DataError
 
-__all__ = ["passage_labels", "require_tokens", "sample_tokens", "validation_blocks"]
+__all__ = ["passage_labels", "record_blocks", "require_tokens", "sample_tokens", "validation_blocks"]
 
 Tokens = np.ndarray
 MOST_DRAWS = 100_000
@@ -59,8 +59,43 @@ def validation_blocks(name: str, documents: Iterator[Tokens], block_size: int, e
     """
     tokens = np.concatenate([np.array([end_of_text], np.int32), *documents]).astype(np.int32)
     if len(tokens) == 1:
-        rule = "no document is left for validation"
-        remedy = f"Set data.corpora.{name}.split=blank_line to make several of one text, or .validation=FILE"
-        raise DataError("corpus", key="data.corpora", value=name, rule=rule, remedy=remedy)
+        raise nothing_left(name, f"Set data.corpora.{name}.split=blank_line to make several of one text, or .validation=FILE")
     tokens = np.append(tokens, np.full(-(len(tokens) - 1) % block_size, NOTHING, np.int32))
     return tokens[:-1].reshape(-1, block_size), tokens[1:].reshape(-1, block_size)
+
+
+def record_blocks(
+    name: str, passages: Iterator[Passage], block_size: int, end_of_text: int, most: int | None
+) -> tuple[Tokens, Tokens]:
+    """The same of records: rows of whole ones in stored order, as in training, and what of them is predicted; at most ``most``.
+
+    Raises DataError when there is no record.
+    """
+    held: dict[int, Passage] = {}
+
+    def read(g: int) -> Passage:
+        while len(held) <= g:
+            passage = next(passages, None)
+            if passage is None:
+                raise EndOfStream
+            held[len(held)] = passage
+        return held[g]
+
+    lane = Lane(read, 0, 1, end_of_text, records=True)
+    filled: list[tuple[Tokens, Tokens]] = []
+    while most is None or len(filled) < most:
+        rows = Rows(1, block_size, several=False)
+        lane.fill(rows, 0)
+        if (rows.labels[0, 1:] == NOTHING).all():
+            break
+        filled.append((rows.tokens[0, :-1], rows.labels[0, 1:]))
+    if not filled:
+        raise nothing_left(name, f"Set data.corpora.{name}.holdout_every=2, or .validation=FILE")
+    inputs, targets = zip(*filled, strict=True)
+    return np.stack(inputs), np.stack(targets)
+
+
+def nothing_left(name: str, remedy: str) -> DataError:
+    """The error for a corpus without any document for validation."""
+    rule = "no document is left for validation"
+    return DataError("corpus", key="data.corpora", value=name, rule=rule, remedy=remedy)

@@ -9,6 +9,7 @@ place, and is imported in a second.
 
 import bz2
 import codecs
+import csv
 import glob
 import gzip
 import io
@@ -21,10 +22,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from gpt2_lightning.data.rows import Rows
 from gpt2_lightning.errors import DataError, MachineError
 from gpt2_lightning.settings.data import CorpusConfig
+from gpt2_lightning.tasks.catalogue import identity as task_identity
+from gpt2_lightning.tasks.task import Task
 
-__all__ = ["CorpusConfig", "Piece", "Reading", "checked_text", "corpus_files", "document_pieces", "held_out", "identity",
+__all__ = ["CorpusConfig", "Piece", "Reading", "corpus_files", "document_pieces", "held_out", "identity",
            "json_lines", "read_corpus", "read_files"]  # fmt: skip
 
 READ_BYTES = 1 << 20
@@ -68,25 +72,27 @@ class Reading:
         self.warnings: list[str] = []
 
 
-def read_corpus(config: CorpusConfig, segment_characters: int, reading: Reading) -> Iterator[Piece]:
+def read_corpus(config: CorpusConfig, segment_characters: int, reading: Reading, task: Task | None = None) -> Iterator[Piece]:
     """All pieces of a corpus on disk, in stored order; raises DataError where its text is broken.
 
+    Where a task reads records, each is one piece.
     Without a validation file of its own, every ``holdout_every``-th document is validation, the rest train.
     """
     reading.bytes_total = sum(path.stat().st_size for path in source_files(config))
     index = 0
-    for piece in read_files(config, str(config.path), segment_characters, reading):
+    for piece in read_files(config, str(config.path), segment_characters, reading, task):
         yield piece._replace(part="validation") if config.validation is None and held_out(config, index) else piece
         index += piece.whole
     if config.validation is not None:
-        validation = read_files(config, config.validation, segment_characters, reading)
+        validation = read_files(config, config.validation, segment_characters, reading, task)
         yield from (piece._replace(part="validation") for piece in validation)
 
 
-def identity(config: CorpusConfig, segment_characters: int) -> dict[str, Any]:
+def identity(config: CorpusConfig, segment_characters: int, task: Task | None = None) -> dict[str, Any]:
     """All that the pieces of a corpus on disk depend on: its files, by name, size and time, and how they are read."""
     files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in source_files(config)]
-    return {"files": files, "segment_characters": segment_characters} | {key: getattr(config, key) for key in READ_BY}
+    own = {"task": task_identity(task)} if task and task.config.of_records else {}
+    return {"files": files, "segment_characters": segment_characters, **own} | {key: getattr(config, key) for key in READ_BY}
 
 
 def held_out(config: CorpusConfig, index: int) -> bool:
@@ -138,18 +144,30 @@ def missing(pattern: str, rule: str) -> DataError:
     return DataError("corpus", key="data.path", value=pattern, rule=f"{rule}, looked for in '{Path.cwd()}'", remedy=remedy)
 
 
-def read_files(config: CorpusConfig, pattern: str, size: int, reading: Reading) -> Iterator[Piece]:
-    """The pieces of every file in turn: Parquet, JSON lines, or plain text."""
+def read_files(config: CorpusConfig, pattern: str, size: int, reading: Reading, task: Task | None = None) -> Iterator[Piece]:
+    """The pieces of every file in turn: Parquet, JSON lines, CSV, or plain text."""
+    rows = Rows(config, task)
     for path in corpus_files(pattern):
         name = path.name
         for ending in (".gz", ".bz2", ".xz", ".zst"):
             name = name.removesuffix(ending)
         if name.endswith(".parquet"):
-            yield from read_parquet(path, config, size, reading)
+            yield from read_parquet(path, rows, size, reading)
         elif name.endswith((".jsonl", ".ndjson")):
-            yield from read_json_lines(path, config, size, reading)
+            yield from read_json_lines(path, rows, size, reading)
+        elif name.endswith((".csv", ".tsv")):
+            yield from read_csv(path, rows, size, reading, "\t" if name.endswith(".tsv") else ",")
+        elif rows.of_records:
+            rule = "holds no records: they are read from .jsonl, .csv, .tsv and .parquet"
+            raise DataError("corpus", key="data.path", value=str(path), rule=rule, remedy="Convert it, or set task=lm")
         else:
             yield from split_text(read_text(path, config, reading), config.split, size)
+
+
+def row_pieces(rows: Rows, row: dict[str, Any], place: str, size: int) -> Iterator[Piece]:
+    """The pieces of a row's document; a record is one."""
+    text = rows.text(row, place)
+    return iter([Piece(text, True)]) if rows.of_records else document_pieces(text, size)
 
 
 def open_file(path: Path) -> tuple[BinaryIO, str]:
@@ -276,15 +294,45 @@ def word_start(text: str, start: int, size: int) -> int:
     return start + size
 
 
-def read_json_lines(path: Path, config: CorpusConfig, size: int, reading: Reading) -> Iterator[Piece]:
-    """One document a line, from the configured field; raises DataError with file and line."""
+def read_json_lines(path: Path, rows: Rows, size: int, reading: Reading) -> Iterator[Piece]:
+    """One document a line; raises DataError with file and line."""
     for number, line in enumerate(json_lines(path, reading), start=1):
         if line.strip():
-            yield from document_pieces(json_text(line, config, f"{path}:{number}"), size)
+            place = f"{path}:{number}"
+            yield from row_pieces(rows, json_row(line, rows.config, place), place, size)
 
 
-def read_parquet(path: Path, config: CorpusConfig, size: int, reading: Reading) -> Iterator[Piece]:
-    """One document a row, from the configured field, a thousand rows at a time; raises DataError with file and row."""
+def read_csv(path: Path, rows: Rows, size: int, reading: Reading, delimiter: str) -> Iterator[Piece]:
+    """One document a row, its fields named by the first; raises DataError with the file and the row's first line."""
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.reader(text_lines(read_text(path, rows.config, reading)), delimiter=delimiter, strict=True)
+    names, line = None, 1
+    try:
+        for values in reader:
+            place, line = f"{path}:{line}", reader.line_num + 1
+            if names is None:
+                names = values
+            elif len(values) == len(names):
+                yield from row_pieces(rows, dict(zip(names, values, strict=True)), place, size)
+            elif values:
+                rule = f"has {len(values)} fields, and the first line names {len(names)}"
+                raise DataError("corpus", key="data.path", value=place, rule=rule)
+    except csv.Error as error:
+        raise DataError("corpus", key="data.path", value=f"{path}:{line}", rule=f"is not CSV: {error}") from error
+
+
+def text_lines(chunks: Iterator[str]) -> Iterator[str]:
+    """The lines of a text that comes in chunks, each with its end."""
+    rest = ""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split("\n")
+        yield from (f"{line}\n" for line in lines)
+    if rest:
+        yield rest
+
+
+def read_parquet(path: Path, rows: Rows, size: int, reading: Reading) -> Iterator[Piece]:
+    """One document a row, a thousand rows at a time; raises DataError with file and row."""
     import pyarrow
     import pyarrow.parquet
 
@@ -292,12 +340,11 @@ def read_parquet(path: Path, config: CorpusConfig, size: int, reading: Reading) 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             row_bytes = path.stat().st_size / max(1, file.metadata.num_rows)
-            for batch in file.iter_batches(1024, columns=[text_column(file.schema_arrow.names, config, str(path))]):
-                for value in batch.column(0).to_pylist():
+            for batch in file.iter_batches(1024, columns=rows.columns(file.schema_arrow.names, str(path))):
+                for values in batch.to_pylist():
                     row += 1
                     reading.bytes_read = int(before + row * row_bytes)
-                    text = checked_text(value, config, f"{path}, row {row}")
-                    yield from document_pieces(text, size)
+                    yield from row_pieces(rows, values, f"{path}, row {row}", size)
     except UnicodeDecodeError as error:
         rule = f"is not UTF-8 behind row {row}: {error}"
         raise DataError("corpus", key="data.path", value=str(path), rule=rule) from error
@@ -320,37 +367,12 @@ def json_lines(path: Path, reading: Reading) -> Iterator[bytes]:
     yield bytes(buffer)
 
 
-def json_text(line: bytes, config: CorpusConfig, place: str) -> str:
-    """The text of one JSON line."""
+def json_row(line: bytes, config: CorpusConfig, place: str) -> dict[str, Any]:
+    """The object of one JSON line."""
     try:
         row = json.loads(line.decode("utf-8", "replace" if config.invalid == "replace" else "strict"))
     except (ValueError, RecursionError) as error:
         raise DataError("corpus", key="data.path", value=place, rule=f"is not JSON: {error}") from error
     if not isinstance(row, dict):
         raise DataError("corpus", key="data.path", value=place, rule="is no JSON object")
-    return checked_text(row[text_column(list(row), config, place)], config, place)
-
-
-def text_column(names: list[str], config: CorpusConfig, place: str) -> str:
-    """The configured field; raises DataError naming those there are."""
-    if config.field not in names:
-        rule = f"has no field '{config.field}'; it has {', '.join(names) or 'none'}"
-        raise DataError("corpus", key="data.path", value=place, rule=rule, remedy="Set field=NAME for this corpus")
-    return config.field
-
-
-def checked_text(value: Any, config: CorpusConfig, place: str) -> str:
-    """A row's text, its line ends made ``\\n``; raises DataError where it is none, or holds half a surrogate pair."""
-    if not isinstance(value, str):
-        rule = f"holds no text in the field '{config.field}' but {type(value).__name__}"
-        raise DataError("corpus", key="data.path", value=place, rule=rule, remedy="Set field=NAME for this corpus")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        if config.invalid != "replace":
-            remedy = "Repair it, or set invalid=replace for this corpus"
-            raise DataError(
-                "corpus", key="data.path", value=place, rule="holds half a surrogate pair", remedy=remedy
-            ) from error
-        value = value.encode("utf-8", "replace").decode()
-    return value.replace("\r\n", "\n").replace("\r", "\n") if "\r" in value else value
+    return row

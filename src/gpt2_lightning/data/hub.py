@@ -16,10 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from gpt2_lightning.data.corpus import Piece, Reading, checked_text, document_pieces, text_column
+from gpt2_lightning.data.corpus import Piece, Reading, document_pieces
+from gpt2_lightning.data.rows import Rows
 from gpt2_lightning.data.tokens import Tokenizer
 from gpt2_lightning.errors import DataError
 from gpt2_lightning.settings.data import CorpusConfig
+from gpt2_lightning.tasks.catalogue import identity as task_identity
+from gpt2_lightning.tasks.task import Task
 
 __all__ = ["HubDocuments", "hub_files", "hub_rows", "open_hub", "read_hub"]
 
@@ -30,16 +33,17 @@ READERS = 16  # footers read at a time
 class RowGroups:
     """The rows of Parquet files by position, their text held by row group. Raises DataError for what cannot be read."""
 
-    def __init__(self, files: list[str], config: CorpusConfig) -> None:
-        self.files, self.config = files, config
+    def __init__(self, files: list[str], rows: Rows) -> None:
+        self.files, self.rows = files, rows
         with ThreadPoolExecutor(READERS) as pool:
             footers = list(pool.map(self.footer, range(len(files))))
         self.places = [(file, group) for file, footer in enumerate(footers) for group in range(len(footer))]
         sizes = np.array([size for footer in footers for size in footer], np.int64).reshape(-1, 2)
         self.ends, self.text_bytes = np.cumsum(sizes[:, 0]), int(sizes[:, 1].sum())
-        self.held: OrderedDict[int, tuple[list[Any], int]] = OrderedDict()
+        self.held: OrderedDict[int, tuple[list[dict[str, Any]], int]] = OrderedDict()
         self.file_starts = np.cumsum([0, *(sum(rows for rows, _ in footer) for footer in footers)])
-        cut = (config.field, config.join, config.holdout_every, config.holdout_limit)
+        config, task = rows.config, [task_identity(rows.task)] if rows.task else []
+        cut = (config.field, config.join, config.holdout_every, config.holdout_limit, *task)
         told = "\n".join(map(str, (*cut, *files, *sizes.ravel().tolist())))
         self.fingerprint = hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
 
@@ -55,10 +59,14 @@ class RowGroups:
         return pyarrow.parquet.ParquetFile(system.open(path))
 
     def footer(self, file: int) -> list[tuple[int, int]]:
-        """Rows and bytes of text of each row group of a file."""
+        """Rows and bytes of text of each row group of a file; of records, of all that is in it."""
         with troubles(self.files[file]), self.open(file) as parquet:
-            column = parquet.schema_arrow.names.index(text_column(parquet.schema_arrow.names, self.config, self.files[file]))
             groups = [parquet.metadata.row_group(i) for i in range(parquet.num_row_groups)]
+            names = parquet.schema_arrow.names
+            asked = self.rows.columns(names, self.files[file])
+            if asked is None:
+                return [(group.num_rows, group.total_byte_size) for group in groups]
+            column = names.index(asked[0])
             return [(group.num_rows, group.column(column).total_uncompressed_size) for group in groups]
 
     def row(self, i: int) -> str:
@@ -67,15 +75,16 @@ class RowGroups:
         start = int(self.ends[group - 1]) if group else 0
         file = self.places[group][0]
         place = f"{self.files[file]}, row {i - int(self.file_starts[file]) + 1}"
-        return checked_text(self.texts(group)[i - start], self.config, place)
+        return self.rows.text(self.values(group)[i - start], place)
 
-    def texts(self, group: int) -> list[Any]:
-        """All texts of a row group, kept until others need the place."""
+    def values(self, group: int) -> list[dict[str, Any]]:
+        """All rows of a row group, kept until others need the place."""
         if group not in self.held:
             file, number = self.places[group]
             with troubles(self.files[file]), self.open(file) as parquet:
-                table = parquet.read_row_group(number, columns=[self.config.field])
-                self.held[group] = table.column(0).to_pylist(), table.nbytes
+                asked = self.rows.columns(parquet.schema_arrow.names, self.files[file])
+                table = parquet.read_row_group(number, columns=asked)
+                self.held[group] = table.to_pylist(), table.nbytes
             while len(self.held) > 1 and sum(size for _, size in self.held.values()) > HELD_BYTES:
                 self.held.popitem(last=False)
         self.held.move_to_end(group)
@@ -156,9 +165,9 @@ def commit(config: CorpusConfig) -> str | None:
     return huggingface_hub.HfApi().dataset_info(str(config.hub), revision=config.revision).sha
 
 
-def open_hub(config: CorpusConfig) -> dict[str, HubDocuments]:
+def open_hub(config: CorpusConfig, task: Task | None = None) -> dict[str, HubDocuments]:
     """Both parts of a hub data set."""
-    rows = RowGroups(hub_files(config), config)
+    rows = RowGroups(hub_files(config), Rows(config, task))
     return {part: HubDocuments(rows, config, part) for part in ("train", "validation")}
 
 

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,12 +19,14 @@ import numpy as np
 import torch
 
 from gpt2_lightning.data.augment import Augmenter
-from gpt2_lightning.data.source import mean_tokens, own_augmentation, used_documents
+from gpt2_lightning.data.source import document_passage, mean_tokens, own_augmentation, used_documents
 from gpt2_lightning.data.stream import Batch, StreamDataModule
 from gpt2_lightning.errors import ConfigError
 from gpt2_lightning.loss import IGNORED
 from gpt2_lightning.settings.augment import OPERATIONS, AugmentConfig
 from gpt2_lightning.settings.data import DataConfig
+from gpt2_lightning.settings.task import TaskConfig
+from gpt2_lightning.tasks.catalogue import load_task
 
 __all__ = ["First", "Look", "augmentation_examples", "first_documents", "look", "marked"]
 
@@ -41,6 +43,7 @@ class Look:
     seed: int
     rows: int
     cache: Path
+    task: TaskConfig = field(default_factory=TaskConfig)
     steps: int = 40
     skip: int = 0
     workers: int = 0
@@ -88,8 +91,9 @@ def open_stream(asked: Look) -> StreamDataModule:
     data = replace(asked.data, batch_size=asked.rows // asked.ranks, workers=asked.workers)
     steps = asked.skip + asked.steps
     stream = StreamDataModule(
-        data, block_size=asked.block_size, seed=asked.seed, max_steps=steps, augment=asked.augment, cache=asked.cache
-    )
+        data, block_size=asked.block_size, seed=asked.seed, max_steps=steps, augment=asked.augment, cache=asked.cache,
+        task=load_task(asked.task),
+    )  # fmt: skip
     stream.setup()
     return stream
 
@@ -178,8 +182,8 @@ def augmentation_examples(data: StreamDataModule) -> Iterator[tuple[str, str]]:
         if documents is None or not operation.active:
             continue
         only = AugmentConfig(**{name: replace(operation, p=1.0)})
-        text = documents.text(0)
-        after = Augmenter(only, data.tokenizer, data.seed)(text, 0, 0, 0)
+        text, augmenter = documents.text(0), Augmenter(only, data.tokenizer, data.seed)
+        after = document_passage(documents, 0, data.tokenizer, augmenter, augmenter.draw(0, 0, 0))
         said = f"{name}, strength {operation.strength}, to {operation.p:.0%} of the documents: [-gone-] {{+come+}}"
         yield said, marked(text, data.tokenizer.decode(after.tokens.tolist()))
 
@@ -194,10 +198,9 @@ def first_documents(data: StreamDataModule, n: int, characters: int) -> Iterator
             left -= len(text)
             if left < 0 and i:
                 break
-            after = augmenter(text, 0, corpus, i)
-            yield First(
-                name, text, data.tokenizer.decode(after.tokens[:SHOWN_TOKENS].tolist()), len(after.tokens), after.applied
-            )
+            after = document_passage(documents, i, data.tokenizer, augmenter, augmenter.draw(0, corpus, i))
+            tokens = after.tokens[:-1]  # without end-of-text
+            yield First(name, text, data.tokenizer.decode(tokens[:SHOWN_TOKENS].tolist()), len(tokens), after.applied)
 
 
 def marked(before: str, after: str) -> str:

@@ -11,19 +11,22 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+from numpy.random import Generator
 
-from gpt2_lightning.data.augment import Augmenter, Document, expected_length
+from gpt2_lightning.data.augment import Augmenter, expected_length
 from gpt2_lightning.data.corpus import identity, read_corpus
 from gpt2_lightning.data.hub import hub_files, open_hub, read_hub
 from gpt2_lightning.data.lanes import EndOfStream, Passage
 from gpt2_lightning.data.mixture import Mixture
+from gpt2_lightning.data.record import RecordDocuments
 from gpt2_lightning.data.store import Store, discard, open_store
 from gpt2_lightning.data.tokens import Tokenizer, load_tokenizer
 from gpt2_lightning.errors import DataError, PlatformError
 from gpt2_lightning.settings.augment import AugmentConfig
 from gpt2_lightning.settings.data import CorpusConfig, DataConfig
+from gpt2_lightning.tasks.task import Task
 
-__all__ = ["Corpora", "Documents", "Source", "close_corpora", "open_corpora", "validation_tokens"]
+__all__ = ["Corpora", "Documents", "Source", "close_corpora", "document_passage", "open_corpora", "validation_tokens"]
 
 HUB_WINDOW = 16_384  # documents within which a hub data set is shuffled: those of a few row groups
 SAMPLED = 64  # documents whose tokens are counted to know how many a byte of the corpus has
@@ -70,32 +73,41 @@ class Documents(Protocol):
 Corpora = dict[str, dict[str, Documents]]  # by name, then ``train`` and ``validation``
 
 
-def open_corpora(config: DataConfig, cache: Path) -> Corpora:
-    """Every corpus, its store built where it is not there yet; raises DataError, and leaves nothing new then."""
+def open_corpora(config: DataConfig, cache: Path, task: Task | None = None, block_size: int = 0) -> Corpora:
+    """Every corpus, its store built where it is not there yet; raises DataError, and leaves nothing new then.
+
+    Where the task is one of records, they come as RecordDocuments, cut to rows of ``block_size``.
+    """
     opened: Corpora = {}
     try:
         for name, corpus in config.corpora.items():
-            opened[name] = open_corpus(name, corpus, config, cache)
+            opened[name] = open_corpus(name, corpus, config, cache, task)
     except PlatformError:
         close_corpora(opened)
         raise
-    return opened
+    if task is None or not task.config.of_records:
+        return opened
+    how = load_tokenizer(config.tokenizer), block_size, task.config.cut
+    return {name: {part: RecordDocuments(d, *how) for part, d in parts.items()} for name, parts in opened.items()}
 
 
 def close_corpora(corpora: Corpora) -> None:
     """Remove what was built for a run that is refused."""
     for parts in corpora.values():
-        if isinstance(parts["train"], Store):
-            discard(parts["train"])
+        documents = parts["train"]
+        stored = documents.stored if isinstance(documents, RecordDocuments) else documents
+        if isinstance(stored, Store):
+            discard(stored)
 
 
-def open_corpus(name: str, corpus: CorpusConfig, config: DataConfig, cache: Path) -> dict[str, Documents]:
+def open_corpus(name: str, corpus: CorpusConfig, config: DataConfig, cache: Path, task: Task | None) -> dict[str, Documents]:
     """One corpus's training and validation documents; a hub data set is streamed, unless ``data.cache`` is on."""
     size, tokenizer = config.segment_characters, config.tokenizer if config.cache else None
     if corpus.hub is None:
-        return dict(open_store(name, partial(read_corpus, corpus, size), identity(corpus, size), tokenizer, cache))
+        read = partial(read_corpus, corpus, size, task=task)
+        return dict(open_store(name, read, identity(corpus, size, task), tokenizer, cache))
     if not config.cache:
-        return dict(open_hub(corpus))
+        return dict(open_hub(corpus, task))
     files = {"files": hub_files(corpus), "holdout": [corpus.holdout_every, corpus.holdout_limit], "join": corpus.join}
     made_from = files | {"field": corpus.field, "segment_characters": size}
     return dict(open_store(name, partial(read_hub, corpus, size), made_from, tokenizer, cache))
@@ -124,16 +136,21 @@ class Source:
                 raise EndOfStream
             return None
         documents, augmenter = self.documents[draw.corpus], self.augmenters[draw.corpus]
-        drawn = augmenter.draw(draw.epoch, draw.corpus, draw.document) if augmenter else None
-        if not augmenter or not drawn:
-            return Passage(document_tokens(documents, draw.document, self.tokenizer), corpus=draw.corpus)
-        return self.passage(augmenter.change(documents.text(draw.document), drawn), draw.corpus)
+        drawn = augmenter.draw(draw.epoch, draw.corpus, draw.document) if augmenter else {}
+        return document_passage(documents, draw.document, self.tokenizer, augmenter, drawn)._replace(corpus=draw.corpus)
 
-    def passage(self, document: Document, corpus: int) -> Passage:
-        """An augmented document with end-of-text behind it."""
-        end = self.tokenizer.end_of_text
-        labels = None if document.labels is None else ended(document.labels, end)
-        return Passage(ended(document.tokens, end), labels, corpus, document.applied)
+
+def document_passage(
+    documents: Documents, i: int, tokenizer: Tokenizer, augmenter: Augmenter | None, drawn: dict[str, Generator]
+) -> Passage:
+    """A document as it is trained on, changed by what was drawn for it, with end-of-text behind it."""
+    if isinstance(documents, RecordDocuments):
+        return documents.passage(i, augmenter, drawn)
+    if not augmenter or not drawn:
+        return Passage(document_tokens(documents, i, tokenizer))
+    document, end = augmenter.change(documents.text(i), drawn), tokenizer.end_of_text
+    labels = None if document.labels is None else ended(document.labels, end)
+    return Passage(ended(document.tokens, end), labels, applied=document.applied)
 
 
 def make_augmenter(corpus: CorpusConfig, augment: AugmentConfig, tokenizer: Tokenizer, seed: int) -> Augmenter | None:
@@ -151,6 +168,8 @@ def own_augmentation(corpus: CorpusConfig, augment: AugmentConfig) -> AugmentCon
 
 def document_tokens(documents: Documents, i: int, tokenizer: Tokenizer) -> np.ndarray:
     """The tokens of a document and end-of-text."""
+    if isinstance(documents, RecordDocuments):
+        return documents.passage(i).tokens
     if isinstance(documents, Store) and documents.tokenizer is not None:
         return documents.tokens(i)
     return ended(tokenizer.encode(documents.text(i)), tokenizer.end_of_text)
@@ -194,6 +213,8 @@ def mean_tokens(documents: Documents, n: int, tokenizer: Tokenizer) -> float:
     if documents.tokenizer is not None or not n:
         return documents.elements(n) / max(1, n)
     chosen = {i * n // SAMPLED for i in range(SAMPLED)}
+    if isinstance(documents, RecordDocuments):
+        return sum(len(documents.passage(i).tokens) for i in chosen) / len(chosen)
     texts = [documents.text(i) for i in sorted(chosen)]
     tokens_per_byte = sum(len(tokenizer.encode(t)) for t in texts) / max(1, sum(len(t.encode()) for t in texts))
     return documents.elements(n) / n * tokens_per_byte + 1

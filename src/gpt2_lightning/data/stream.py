@@ -15,10 +15,12 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from gpt2_lightning.data.blocks import require_tokens, sample_tokens, validation_blocks
+from gpt2_lightning.data.blocks import record_blocks, require_tokens, sample_tokens, validation_blocks
+from gpt2_lightning.data.chance import keyed_permutation
 from gpt2_lightning.data.lanes import NOTHING, Read
 from gpt2_lightning.data.loader import Batch, RankRows, TrainLoader
 from gpt2_lightning.data.recall import recall_passage, recall_validation
+from gpt2_lightning.data.record import RecordDocuments
 from gpt2_lightning.data.source import (
     Corpora,
     Source,
@@ -26,8 +28,10 @@ from gpt2_lightning.data.source import (
     document_tokens,
     open_corpora,
     own_augmentation,
+    used_documents,
     validation_tokens,
 )
+from gpt2_lightning.data.store import Store
 from gpt2_lightning.data.tokens import Tokenizer, load_tokenizer
 from gpt2_lightning.errors import CheckpointError, PlatformError
 from gpt2_lightning.loss import IGNORED
@@ -35,6 +39,9 @@ from gpt2_lightning.metrics import bits_per_byte, unigram_nats
 from gpt2_lightning.settings.augment import AugmentConfig
 from gpt2_lightning.settings.data import DataConfig
 from gpt2_lightning.settings.setting import flat
+from gpt2_lightning.settings.task import TaskConfig
+from gpt2_lightning.tasks.lm import LanguageModelling
+from gpt2_lightning.tasks.task import Record, Records, Task
 
 __all__ = ["Batch", "DataConfig", "StreamDataModule"]
 
@@ -58,8 +65,10 @@ class StreamDataModule(LightningDataModule):
         accumulate: int = 1,
         augment: AugmentConfig | None = None,
         cache: Path = Path("outputs/cache"),
+        task: Task | None = None,
     ) -> None:
         super().__init__()
+        self.task = task or LanguageModelling(TaskConfig())
         self.config, self.block_size, self.seed = config, block_size, seed
         self.max_steps, self.accumulate = max_steps, accumulate
         self.augment, self.cache = augment or AugmentConfig(), cache
@@ -93,7 +102,7 @@ class StreamDataModule(LightningDataModule):
         if self.validation:
             return
         if not self.config.synthetic:
-            self.corpora = open_corpora(self.config, self.cache)
+            self.corpora = open_corpora(self.config, self.cache, self.task, self.block_size)
         try:
             self.require_text()
             self.read = self.make_read()
@@ -121,8 +130,28 @@ class StreamDataModule(LightningDataModule):
         if self.config.synthetic:
             return recall_validation(self.block_size, self.seed)
         most = self.config.val_batches and self.config.val_batches * self.config.batch_size
-        documents = validation_tokens(self.corpora[name]["validation"], self.tokenizer, most and most * self.block_size)
+        held_out = self.corpora[name]["validation"]
+        if isinstance(held_out, RecordDocuments):
+            passages = (held_out.passage(i) for i in range(len(held_out)))
+            return record_blocks(name, passages, self.block_size, self.tokenizer.end_of_text, most)
+        documents = validation_tokens(held_out, self.tokenizer, most and most * self.block_size)
         return validation_blocks(name, documents, self.block_size, self.tokenizer.end_of_text)
+
+    def records(self, held_out: int, trained: int) -> Records:
+        """So many of the records held out and trained on, drawn from all, always the same for a seed; none of plain text."""
+        return Records(self.drawn_records("validation", held_out), self.drawn_records("train", trained))
+
+    def drawn_records(self, part: str, n: int) -> list[Record]:
+        """``n`` records of one part, as many of each corpus; of a hub data set the first, since others are far away."""
+        found: list[Record] = []
+        for name, parts in self.corpora.items():
+            documents = parts[part]
+            there = used_documents(documents, self.config.corpora[name]) if part == "train" else len(documents)
+            if isinstance(documents, RecordDocuments) and there:
+                near = isinstance(documents.stored, Store)
+                places = keyed_permutation(there, self.seed) if near else range(there)
+                found += [documents.record(int(i)) for i in places[: -(-n // len(self.corpora))]]
+        return found[:n]
 
     def unigram_bits_per_byte(self) -> float:
         """What a model that knows only how often each token occurs would reach in validation: the figure to beat."""

@@ -11,12 +11,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
+from gpt2_lightning.data.record import question_tokens
 from gpt2_lightning.errors import CheckpointError, ConfigError, OutputError
 from gpt2_lightning.generation.packed import pack
-from gpt2_lightning.generation.text import Continuation, Watch, continue_texts, tokenizer_of
+from gpt2_lightning.generation.text import Continuation, Watch, continue_starts, continue_texts, tokenizer_of
 from gpt2_lightning.pretrained import Opened, open_decoder
 from gpt2_lightning.settings.generate import GenerateConfig
 from gpt2_lightning.settings.sampler import SamplerConfig
+from gpt2_lightning.settings.task import TaskConfig
+from gpt2_lightning.tasks.dialogue import Dialogue, Turn
+from gpt2_lightning.tasks.task import question
 
 __all__ = ["Asked", "generate_command"]
 
@@ -34,6 +38,7 @@ class Asked:
     outputs: str
     preset: dict[str, Any] | None
     changes: dict[str, Any]
+    chat: str = "auto"
 
 
 class Writer:
@@ -41,7 +46,8 @@ class Writer:
 
     def __init__(self, asked: Asked, config: GenerateConfig) -> None:
         opened = open_decoder(asked.run, Path(asked.outputs))
-        decoder, base = opened.decoder, run_sampler(opened)
+        decoder = opened.decoder
+        base, self.task = run_settings(opened)
         self.sampler = SamplerConfig(**{**(base if asked.preset is None else asked.preset), **asked.changes})
         self.tokenizer = tokenizer_of(decoder)
         self.config, self.decoder = config, pack(decoder, config.numbers)
@@ -58,21 +64,24 @@ def generate_command(asked: Asked, config: GenerateConfig) -> None:
     writer = Writer(asked, config)
     if asked.records is not None:
         write_records(writer, asked.records, asked)
+    elif asked.chat == "true" or (asked.chat == "auto" and writer.task.name == "dialogue"):
+        chat(writer, asked.prompt)
     elif asked.prompt is None and sys.stdin.isatty() and sys.stdout.isatty():
         talk(writer)
     else:
         show(writer, asked.prompt or "")
 
 
-def run_sampler(opened: Opened) -> dict[str, Any]:
-    """The settings of a run's sampler, none where it is no run of ours; raises CheckpointError."""
-    sampler = opened.config.get("sampler", {})
-    try:
-        SamplerConfig(**sampler)
-    except (TypeError, ConfigError) as error:
-        rule = f"has no sampler of ours: {error}"
-        raise CheckpointError("checkpoint", key="file", value=str(opened.checkpoint), rule=rule) from error
-    return sampler
+def run_settings(opened: Opened) -> tuple[dict[str, Any], TaskConfig]:
+    """The settings of a run's sampler, none where it is no run of ours, and its task; raises CheckpointError."""
+    sampler, task = opened.config.get("sampler", {}), opened.config.get("task", {})
+    for name, settings, found in (("sampler", SamplerConfig, sampler), ("task", TaskConfig, task)):
+        try:
+            settings(**found)
+        except (TypeError, ConfigError) as error:
+            rule = f"has no {name} of ours: {error}"
+            raise CheckpointError("checkpoint", key="file", value=str(opened.checkpoint), rule=rule) from error
+    return sampler, TaskConfig(**task)
 
 
 def show(writer: Writer, prompt: str) -> None:
@@ -108,6 +117,40 @@ def talk(writer: Writer) -> None:
             raise ConfigError("prompt", rule="is not valid UTF-8") from error
         show(writer, prompt)
         writer.config = replace(writer.config, seed=writer.config.seed + 1)
+
+
+def chat(writer: Writer, said: str | None) -> None:
+    """Reply to what is said, line by line until the input ends, or to one prompt, in view of the turns before.
+
+    The person is the first of ``task.speakers``, the decoder the second; each reply has the next seed.
+    """
+    task = Dialogue(replace(writer.task, name="dialogue", file=None))
+    you, me = (task.config.speakers or ["A", "B"])[:2]
+    turns: list[Turn] = []
+    for line in [said] if said is not None else typed_lines(f"{you}: "):
+        turns.append((you, " ".join(line.split())))
+        room = max(1, writer.decoder.config.block_size - writer.config.max_new_tokens)
+        start = question_tokens(question(task.prompt(turns, me)), writer.tokenizer, room, "start")
+        asked = replace(writer.config, stop=[*writer.config.stop, "\n"], n=1)
+        ((found,),) = continue_starts(writer.decoder, writer.tokenizer, [""], [start], asked, writer.sampler)
+        turns.append((me, found.text.strip()))
+        print(f"{me}: {found.text.strip()}", flush=True)
+        writer.config = replace(writer.config, seed=writer.config.seed + 1)
+
+
+def typed_lines(shown: str) -> Iterator[str]:
+    """What is typed or piped, line by line, empty lines left out; raises ConfigError for what is not UTF-8."""
+    at_terminal = sys.stdin.isatty()
+    while True:
+        try:
+            line = input(shown if at_terminal else "")
+            line.encode("utf-8")
+        except EOFError:
+            return
+        except UnicodeError as error:
+            raise ConfigError("prompt", rule="is not valid UTF-8") from error
+        if line.strip():
+            yield line
 
 
 def write_records(writer: Writer, records: list[dict[str, Any]], asked: Asked) -> None:

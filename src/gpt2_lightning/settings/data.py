@@ -26,7 +26,7 @@ class CorpusConfig(Settings):
     validation: str | None = setting(None, "file or glob of the validation text (none: hold documents out)")
     holdout_every: int = setting(10, "every how manieth document is validation", at_least=2)
     holdout_limit: int | None = setting(None, "most documents held out (none: no limit)", at_least=1)
-    field: str = setting("text", "JSONL, Parquet or hub field that holds the text")
+    field: str = setting("text", "JSONL, CSV, Parquet or hub field that holds the text")
     split: str = setting("file", "what a document is in a text file", choices=SPLITS)
     join: int = setting(1, "consecutive rows of a hub data set that make one document", at_least=1)
     invalid: str = setting("refuse", "what to do with invalid UTF-8", choices=("refuse", "replace"))

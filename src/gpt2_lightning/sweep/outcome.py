@@ -90,7 +90,7 @@ def training_values(folder: Path, objectives: list[str], directions: list[str]) 
         finite = [v for v in found[name] if math.isfinite(v)]
         if finite:
             best = min if direction == "minimize" else max
-            values[name] = best(finite) if name.startswith("val/") else finite[-1]
+            values[name] = best(finite) if name.startswith(("val/", "task/")) else finite[-1]
     with suppress(OSError, ValueError, KeyError):
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         values |= {name: float(result[name]) for name in objectives if name == "seconds"}

@@ -29,6 +29,7 @@ from gpt2_lightning.settings.setting import flat
 from gpt2_lightning.settings.sweep import SweepConfig
 from gpt2_lightning.sweep.proposals import build_pruner, build_sampler
 from gpt2_lightning.sweep.space import Point, Space, decode_time, override_text, read_space
+from gpt2_lightning.tasks.catalogue import load_task
 
 __all__ = ["Plan", "fingerprint", "multirun_words", "read_plan"]
 
@@ -229,6 +230,7 @@ def measured(base: RunConfig) -> list[str]:
     """The names of all that a trial can be judged by."""
     names = [f"val/{name}" for name in OF_VALIDATION]
     names += [f"val/{corpus}/{name}" for corpus in base.data.corpora for name in OF_VALIDATION]
+    names += [f"task/{name}" for name in load_task(base.task).measures]
     return [*names, *(f"generation/{name}" for name in OF_GENERATION), *OF_RUN]
 
 
