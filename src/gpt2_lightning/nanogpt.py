@@ -4,10 +4,14 @@ The file is a pickle of the model, the optimizer's two moments and the settings;
 nothing in it is run. Linear maps lie as ours do. A model without biases gets biases of zero, which computes the same; a
 vocabulary that was filled up to a multiple of 64 loses the words that no text has.
 One number: 50,304, the vocabulary that nanoGPT trains with where GPT-2's has 50,257 words.
-Choice not taken: reading the file whole. It is mapped, for two thirds of it are the optimizer's and not wanted.
+Choice not taken: reading the file whole. It is mapped, for two thirds of it are the optimizer's and not wanted, and the pages
+of each tensor are given back once it is copied.
 """
 
+import ctypes
 from collections.abc import Iterator
+from contextlib import suppress
+from mmap import PAGESIZE
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,7 @@ from gpt2_lightning.weights import checked, reading, refusal, require_finite, st
 __all__ = ["read_nanogpt", "read_nanogpt_config"]
 
 FIELDS = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
+MADV_DONTNEED = 4  # sys/mman.h; only Linux drops the pages at once
 FILLED = -(-TOKENIZERS["gpt2"] // 64) * 64
 
 
@@ -37,16 +42,36 @@ def read_nanogpt(path: Path, dtype: torch.dtype) -> tuple[DecoderConfig, dict[st
     config = settings(path, table)
     stored = {str(name).removeprefix("_orig_mod."): tensor for name, tensor in table["model"].items()}
     stored = {name.removeprefix("transformer."): tensor for name, tensor in stored.items() if not name.endswith(".attn.bias")}
-    head = stored.pop("lm_head.weight", None)
-    tensors = {name: tensor.to(dtype, copy=True) for name, tensor in ours(path, config, stored)}
-    for name, tensor in tensors.items():
-        require_finite(path, name, tensor)
-    wte = stored["wte.weight"]
-    if head is not None and not torch.equal(checked(path, "lm_head.weight", head, [*wte.shape]), wte):
+    head, words = stored.pop("lm_head.weight", None), without_filling(config).vocab_size
+    tensors = {}
+    for name, tensor in ours(path, config, stored):
+        if name == "wte.weight":
+            require_tied(path, head, tensor)
+        tensors[name] = tensor[: words if name == "wte.weight" else None].to(dtype, copy=True)
+        require_finite(path, name, tensors[name])
+        if name in stored:
+            forget(tensor)
+    return without_filling(config), tensors
+
+
+def require_tied(path: Path, head: Any, wte: Tensor) -> None:
+    """Raise CheckpointError where the head, if there is one, is not wte."""
+    if head is None:
+        return
+    if checked(path, "lm_head.weight", head, [*wte.shape]).data_ptr() != wte.data_ptr() and not torch.equal(head, wte):
         raise refusal(path, "holds an lm_head.weight that differs from wte.weight: our head is wte itself")
-    config = without_filling(config)
-    tensors["wte.weight"] = tensors["wte.weight"][: config.vocab_size].clone()
-    return config, tensors
+    forget(head)
+
+
+def forget(mapped: Tensor) -> None:
+    """Give back the pages of a tensor in a mapped file, which are read again if they are needed, where the system can.
+
+    By its storage, which lies within the file whatever shape and strides the file claims.
+    """
+    storage = mapped.untyped_storage()
+    start, end = storage.data_ptr() // PAGESIZE * PAGESIZE, storage.data_ptr() + storage.nbytes()
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), MADV_DONTNEED)
 
 
 def open_checkpoint(path: Path) -> dict[str, Any]:
