@@ -168,6 +168,7 @@ def test_random_states_are_put_back() -> None:
     assert [(random.random(), np.random.random(), float(torch.rand(()))) for _ in range(2)] == drawn
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_each_step_once_after_kills(tmp_path: Path) -> None:
     corpora(tmp_path)
     for call in (8, 6, 2):

@@ -276,6 +276,7 @@ def test_it_goes_on_from_a_config_yaml_with_changes(command: Command, tmp_path: 
     assert json.loads((tmp_path / "outputs/runs/run/second/result.json").read_text())["steps"] == 3
 
 
+@pytest.mark.slow
 def test_the_profile_preset_writes_a_trace(process: Command, tmp_path: Path) -> None:
     train(process, "debug=profile")
     assert list((folder(tmp_path) / "tensorboard").glob("*.pt.trace.json"))

@@ -429,6 +429,7 @@ def test_typed_bytes_that_are_no_utf8_are_refused(terminal: Terminal) -> None:
     assert terminal.process.wait(timeout=30) == 2
 
 
+@pytest.mark.slow
 def test_a_real_run_is_continued(command: Command, tmp_path: Path) -> None:
     words = ("model=nano", "trainer=cpu", "data.batch_size=4", "data.val_batches=4", "samples.max_new_tokens=2")
     assert command(*words, "trainer.max_steps=2", "trainer.val_every=2").returncode == 0

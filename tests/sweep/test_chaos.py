@@ -183,6 +183,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agents, "WAIT_SECONDS", 0.3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [k for k in KINDS if k != "sqlite"])
 def test_a_little_chaos(disk: Path, kind: str, request: pytest.FixtureRequest, quick: None, tmp_path: Path) -> None:
     server = request.getfixturevalue("postgres") if kind == "postgres" else None

@@ -36,6 +36,7 @@ def test_a_run_is_judged_by_its_task_and_talks(command: Command, tmp_path: Path)
     assert command("generate", "run=mine", "prompt=a", "chat=perhaps").returncode == 2
 
 
+@pytest.mark.slow
 def test_the_task_of_the_documentation_runs(command: Command, tmp_path: Path) -> None:
     text = (DOCS / "tasks.md").read_text(encoding="utf-8")
     (code,), (config,) = (re.findall(rf"```{kind}\n(.*?)```", text, re.S) for kind in ("python", "yaml"))
