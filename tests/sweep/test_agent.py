@@ -16,12 +16,17 @@ from gpt2_lightning.sweep.agent import Agent
 from gpt2_lightning.sweep.ledger import Ledger
 from tests.lab import finish, kill_at_call
 from tests.sweep.stage import Stage, kill
-from tests.sweep.test_ledger import KINDS
 
 SLOW = {"ms": 30}
 
 
-@pytest.fixture(params=KINDS)
+SERVERS = [
+    pytest.param("sqlite", marks=pytest.mark.slow),
+    pytest.param("postgres", marks=[pytest.mark.postgres, pytest.mark.slow]),
+]
+
+
+@pytest.fixture(params=["journal", *SERVERS])
 def storage(request: pytest.FixtureRequest) -> str:
     return request.getfixturevalue("postgres").fresh_database() if request.param == "postgres" else request.param
 
