@@ -295,9 +295,9 @@ def check_generate(own: dict[str, str]) -> None:
 def evaluate(words: list[str]) -> None:
     """Judge a decoder by a protocol."""
     from gpt2_lightning.settings.evaluate import EvaluateConfig
-    from gpt2_lightning.settings.setting import own_words, read_words
+    from gpt2_lightning.settings.setting import field_names, own_words, read_words
 
-    config = EvaluateConfig(**read_words(EvaluateConfig, own_words(EvaluateConfig, words, "evaluate")))
+    config = EvaluateConfig(**read_words(EvaluateConfig, own_words(field_names(EvaluateConfig), words, "evaluate")))
     if config.out is not None:
         check_file(config.out)
     from gpt2_lightning.evaluation.command import evaluate as judge
@@ -308,9 +308,9 @@ def evaluate(words: list[str]) -> None:
 def export(words: list[str]) -> None:
     """Write a run's weights as a folder that transformers loads."""
     from gpt2_lightning.settings.export import ExportConfig
-    from gpt2_lightning.settings.setting import own_words, read_words
+    from gpt2_lightning.settings.setting import field_names, own_words, read_words
 
-    config = ExportConfig(**read_words(ExportConfig, own_words(ExportConfig, words, "export")))
+    config = ExportConfig(**read_words(ExportConfig, own_words(field_names(ExportConfig), words, "export")))
     from gpt2_lightning.export import export as write
 
     write(config)

@@ -17,7 +17,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from socketserver import ThreadingMixIn
@@ -37,7 +37,7 @@ from gpt2_lightning.errors import ConfigError, MachineError, StudyError
 from gpt2_lightning.report.command import find_log, find_study
 from gpt2_lightning.report.record import read_record
 from gpt2_lightning.settings.dashboard import DashboardConfig
-from gpt2_lightning.settings.setting import read_words
+from gpt2_lightning.settings.setting import field_names, own_words, read_words
 from gpt2_lightning.signals import Interrupted
 
 __all__ = ["Asked", "Mirror", "dashboard", "read_asked", "serve"]
@@ -77,15 +77,8 @@ def dashboard(words: list[str]) -> None:
 
 def read_asked(words: list[str]) -> Asked:
     """What the words ask for; raises ConfigError and StudyError."""
-    own: dict[str, str] = {}
-    options: dict[str, str] = {}
-    settings = [f.name for f in fields(DashboardConfig)]
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals or key not in (*OWN, *settings):
-            raise ConfigError("argument of dashboard", key="argument", value=word, rule="is not known",
-                              remedy=f"The keys are {', '.join((*OWN, *settings))}")  # fmt: skip
-        (own if key in OWN else options)[key] = value
+    options = own_words([*OWN, *field_names(DashboardConfig)], words, "dashboard")
+    own = {key: options.pop(key) for key in OWN if key in options}
     where, outputs = DashboardConfig(**read_words(DashboardConfig, options)), Path(own.get("outputs", "outputs"))
     if {"study", "run"} <= own.keys():
         raise ConfigError(

@@ -1,15 +1,5 @@
-"""One thread here: the decoders are so small that a second one only waits."""
+"""One thread here, as where texts are continued."""
 
-from collections.abc import Iterator
+from tests.generation.conftest import one_thread
 
-import pytest
-import torch
-
-
-@pytest.fixture(autouse=True, scope="package")
-def one_thread() -> Iterator[None]:
-    """For as long as the tests of this folder run."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+__all__ = ["one_thread"]

@@ -5,7 +5,6 @@ One number: 1 of ``study`` and ``run`` is asked for. Choice not taken: a server;
 
 import os
 from contextlib import suppress
-from difflib import get_close_matches
 from pathlib import Path
 
 from gpt2_lightning.errors import ConfigError, StudyError
@@ -14,6 +13,7 @@ from gpt2_lightning.report.page import write_page
 from gpt2_lightning.report.record import RECORD, read_study
 from gpt2_lightning.report.run import read_log, runs_page
 from gpt2_lightning.report.study import study_page
+from gpt2_lightning.settings.setting import own_words
 
 __all__ = ["find_study", "report", "report_study"]
 
@@ -34,16 +34,10 @@ def report(words: list[str]) -> None:
 
 def read_words(words: list[str]) -> dict[str, str]:
     """The words by key; raises ConfigError."""
-    given: dict[str, str] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals or key not in WORDS:
-            near = get_close_matches(key, WORDS, n=1, cutoff=0.5) if equals else []
-            remedy = f"Did you mean {near[0]}?" if near else f"The keys are {', '.join(WORDS)}"
-            raise ConfigError("argument of report", key="argument", value=word, rule="is not known", remedy=remedy)
+    given = own_words(WORDS, words, "report")
+    for key, value in given.items():
         if not value or ("" in value.split(",") and key == "run"):
             raise ConfigError(key, key=key, value=value, rule="must not be empty")
-        given[key] = value
     if ("study" in given) == ("run" in given):
         rule = "excludes run" if "study" in given else "or run must be given"
         remedy = "Give one of study=NAME, run=NAME and run=NAME,NAME"

@@ -9,13 +9,13 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from gpt2_lightning.errors import ConfigError, StudyError
 from gpt2_lightning.lock import living_holder
 from gpt2_lightning.report.record import RECORD, read_result, read_study
+from gpt2_lightning.settings.setting import own_words
 
 __all__ = ["list_outputs"]
 
@@ -65,20 +65,14 @@ KEYS = {
 
 def read_words(what: str, words: list[str]) -> dict[str, str]:
     """The words by key, and the defaults of the others; raises ConfigError."""
-    given = dict(DEFAULTS)
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals or key not in DEFAULTS:
-            near = get_close_matches(key, DEFAULTS, n=1, cutoff=0.5) if equals else []
-            remedy = f"Did you mean {near[0]}?" if near else f"The keys are {', '.join(DEFAULTS)}"
-            raise ConfigError(f"argument of list {what}", key="argument", value=word, rule="is not known", remedy=remedy)
-        given[key] = value
+    given = own_words(list(DEFAULTS), words, f"list {what}")
+    for key, value in given.items():
         for name, choices in (("sort", SORTS), ("state", STATES)):
             if key == name and value not in choices:
                 raise ConfigError(name, key=name, value=value, rule=f"must be one of {', '.join(choices)}")
         if key == "n" and (not value.isdecimal() or int(value) < 1):
             raise ConfigError("n", key="n", value=value, rule="must be an integer, at least 1")
-    return given
+    return DEFAULTS | given
 
 
 def runs(outputs: Path) -> Iterator[Item]:

@@ -43,9 +43,14 @@ class Settings:
         return ConfigError(f.metadata.get("what", name), key=key, value=getattr(self, name), rule=rule, remedy=remedy)
 
 
-def own_words(settings: type[Settings], words: list[str], command: str) -> dict[str, str]:
-    """A command's words by key, which are the fields of its settings; raises ConfigError for any other."""
-    names, given = [f.name for f in fields(settings)], {}
+def field_names(settings: type[Settings]) -> list[str]:
+    """The keys of a command whose words are the fields of its settings."""
+    return [f.name for f in fields(settings)]
+
+
+def own_words(names: Sequence[str], words: list[str], command: str) -> dict[str, str]:
+    """A command's words by key; raises ConfigError for a key that is none of its names."""
+    given: dict[str, str] = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or key not in names:
