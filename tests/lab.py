@@ -93,6 +93,7 @@ def start(words: Sequence[str], cwd: Path, broken: Break | None = None, log: str
             "GPT2_LIGHTNING_RUN",
             "GPT2_LIGHTNING_START",
             "GPT2_LIGHTNING_RANK_0",
+            "GPT2_LIGHTNING_LINE",
             "LOCAL_RANK",
             "WORLD_SIZE",
             "NODE_RANK",

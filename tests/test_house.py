@@ -40,10 +40,10 @@ ROOMS = {
     "huggingface_hub": {"data.hub", "pretrained"},
     "sacrebleu": {"tasks.translation"},
 }
-HEIGHT = ["errors", "processor", "settings", "config", "lock", "signals", "folder", "report", "servers", "weights", "decoder",
-          "loss", "optimizer", "metrics", "text_metrics", "tasks", "checkpoint", "nanogpt", "pretrained", "data", "generation",
-          "export", "guard", "module", "board", "evaluation", "inspection", "dashboard", "ranks", "keeper", "trainer", "run",
-          "trial", "study_board", "sweep",
+HEIGHT = ["errors", "processor", "settings", "world", "config", "lock", "signals", "folder", "report", "servers", "weights",
+          "decoder", "loss", "optimizer", "metrics", "text_metrics", "tasks", "checkpoint", "nanogpt", "pretrained", "data",
+          "generation", "export", "guard", "module", "board", "evaluation", "inspection", "dashboard", "ranks", "keeper",
+          "trainer", "run", "trial", "study_board", "sweep",
           "__main__"]  # fmt: skip
 
 

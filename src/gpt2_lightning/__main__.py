@@ -91,17 +91,24 @@ def command(words: list[str]) -> None:
 
 def train(overrides: list[str]) -> None:
     """Check the configuration, then load torch and train."""
-    from gpt2_lightning.folder import find_folder, finished, is_other_rank
+    from gpt2_lightning.folder import find_folder, finished
     from gpt2_lightning.signals import Signals
+    from gpt2_lightning.world import find_world, may_speak, own_rank
 
     if is_study(overrides):
         return sweep(overrides)
-    config = read_run(overrides)
-    check_output(config.run.folder)
+    try:
+        config = read_run(overrides)
+        check_output(config.run.folder)
+        world = find_world(config.trainer)
+    except PlatformError:
+        if may_speak():
+            raise
+        return  # the first of the ranks says it
     signals = Signals()
-    signals.armed = is_other_rank()
+    signals.armed = world is None and own_rank(world) > 0
     signals.install()
-    if not is_other_rank():
+    if world is None and own_rank(world) == 0:
         folder = find_folder(config)
         said = finished(folder, config) if folder else None
         if said is not None:
@@ -165,14 +172,15 @@ def multirun(words: list[str]) -> None:
 def trial(words: list[str]) -> None:
     """A study's own command: one trial, which ends with its agent."""
     from gpt2_lightning.config import load_config
-    from gpt2_lightning.folder import is_other_rank
     from gpt2_lightning.signals import Signals, end_with_parent
+    from gpt2_lightning.world import own_rank
 
     given = dict(word.split("=", 1) for word in words)
-    if "GPT2_LIGHTNING_AGENT" in os.environ and not is_other_rank():
+    other = own_rank(None) > 0
+    if "GPT2_LIGHTNING_AGENT" in os.environ and not other:
         end_with_parent(int(os.environ["GPT2_LIGHTNING_AGENT"]))
     signals = Signals()
-    signals.armed = is_other_rank()
+    signals.armed = other
     signals.install()
     config = load_config(given["config"], [])
     from gpt2_lightning import trial as room

@@ -22,10 +22,7 @@ from gpt2_lightning.config import RunConfig, differences, load_config, to_yaml
 from gpt2_lightning.errors import CheckpointError, ConfigError, OutputError
 from gpt2_lightning.lock import DEAD_SECONDS, Lock, held, job_id, living_holder
 
-__all__ = ["RUN_FOLDER", "RunFolder", "find_folder", "finished", "is_other_rank", "not_allowed", "refuse", "runs_folder",
-           "sync_folder", "write_whole"]  # fmt: skip
-
-RUN_FOLDER = "GPT2_LIGHTNING_RUN"  # tells the other ranks the folder that rank 0 opened
+__all__ = ["RunFolder", "find_folder", "finished", "not_allowed", "refuse", "runs_folder", "sync_folder", "write_whole"]
 
 Differences = dict[str, tuple[Any, Any]]
 
@@ -34,11 +31,6 @@ def runs_folder(config: RunConfig) -> Path:
     """Where the runs of this name are, or the trials of this study."""
     folder = Path(config.run.folder).absolute()
     return folder / "sweeps" / config.run.study if config.run.study else folder / "runs" / config.run.name
-
-
-def is_other_rank() -> bool:
-    """Whether rank 0 has opened the run's folder already, and this is another rank."""
-    return RUN_FOLDER in os.environ and os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 def find_folder(config: RunConfig, say: bool = False) -> Path | None:

@@ -6,6 +6,7 @@ tensorboard/, and a summary on the terminal.
 
 import json
 import os
+import socket
 import sys
 import traceback
 from pathlib import Path
@@ -30,28 +31,50 @@ from gpt2_lightning.data.look import Look, look
 from gpt2_lightning.data.stream import StreamDataModule
 from gpt2_lightning.decoder import Decoder
 from gpt2_lightning.errors import CheckpointError, MachineError, NumbersError, PlatformError
-from gpt2_lightning.folder import RUN_FOLDER, RunFolder, find_folder, is_other_rank, not_allowed, refuse, write_whole
+from gpt2_lightning.folder import RunFolder, find_folder, not_allowed, refuse, write_whole
 from gpt2_lightning.keeper import Keeper, Rewind, code_fingerprint, find_rewind
 from gpt2_lightning.module import GPT2Module
 from gpt2_lightning.pretrained import find_weights, load_weights
-from gpt2_lightning.ranks import Watch, leave_word, require_ranks
+from gpt2_lightning.ranks import ATTEMPT, HERE, Line, Meeting, Watch, leave_word
 from gpt2_lightning.signals import Interrupted, Signals, end_with_parent
 from gpt2_lightning.tasks.catalogue import load_task
-from gpt2_lightning.trainer import build_trainer, choose_devices, choose_precision
+from gpt2_lightning.trainer import build_trainer, choose_devices, choose_precision, with_ranks
+from gpt2_lightning.world import RUN_FOLDER, find_world, own_rank
 
 __all__ = ["look_at_data", "train"]
 
 RUN_START = "GPT2_LIGHTNING_START"  # tells the other ranks the checkpoint that rank 0 chose,
 RUN_INIT = "GPT2_LIGHTNING_INIT"  # the weights it starts from without one,
-RANK_0 = "GPT2_LIGHTNING_RANK_0"  # and its process
+RANK_0 = "GPT2_LIGHTNING_RANK_0"  # its process,
+RUN_LINE = "GPT2_LIGHTNING_LINE"  # and where that is to be reached while it trains
 
 
 def train(config: RunConfig, signals: Signals | None = None) -> None:
     """Train as configured, from where the run was; raises PlatformError with what stood in the way."""
     signals, environ = signals or Signals(), dict(os.environ)
-    if is_other_rank():
-        other_rank(config, signals)
-        return
+    world = find_world(config.trainer)
+    meeting = Meeting(world) if world and world.size > 1 else None
+    try:
+        other_rank(config, signals, meeting) if own_rank(world) else first_rank(config, signals, meeting)
+    except Rewind as rewind:
+        if not own_rank(world):
+            print(f"warning: {rewind}", file=sys.stderr, flush=True)
+        if meeting or not own_rank(world):
+            again = {ATTEMPT: str(int(environ.get(ATTEMPT, "0")) + 1)}
+            os.execve(sys.executable, sys.orig_argv, environ | again)
+
+
+def first_rank(config: RunConfig, signals: Signals, meeting: Meeting | None) -> None:
+    """Rank 0's part: find out what there is to do, tell the others, and do it."""
+    try:
+        open_run(config, signals, meeting)
+    finally:
+        if meeting:
+            meeting.dismiss()
+
+
+def open_run(config: RunConfig, signals: Signals, meeting: Meeting | None) -> None:
+    """Check everything, open the run's folder, and train unless it is finished."""
     check_machine(config)
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
@@ -63,13 +86,15 @@ def train(config: RunConfig, signals: Signals | None = None) -> None:
     try:
         said = run.finished(config)
         if said is None:
-            train_in(run, choose_start(run, config, foreign), config, data, signals, decoder)
+            train_in(run, choose_start(run, config, foreign), config, data, signals, decoder, meeting)
         else:
             print(said)
-    except Rewind as rewind:
-        print(f"warning: {rewind}", file=sys.stderr, flush=True)
-        os.execve(sys.executable, sys.orig_argv, environ)
-    finally:
+    except Rewind:
+        raise  # the lock stays: this process goes on as another program
+    except BaseException:
+        run.lock.release()
+        raise
+    else:
         run.lock.release()
 
 
@@ -80,40 +105,83 @@ def train_in(
     data: StreamDataModule,
     signals: Signals,
     decoder: Decoder | None = None,
+    meeting: Meeting | None = None,
 ) -> None:
     """Rank 0's part: train from a checkpoint or the beginning, and write what comes of it."""
     run.begin(config)
-    os.environ |= {RUN_FOLDER: str(run.path), RUN_START: str(start or ""), RANK_0: str(os.getpid())}
-    module, dashboard, keeper, trainer = build(run, run.path, start, config, data, signals, decoder)
-    with Watch(run.path, config.trainer.devices) as watch:
-        fit(trainer, module, data, start, watch)
+    place = meeting.world.address if meeting else HERE
+    with Watch(run.path, with_ranks(config).trainer.ranks, place, run.lock.release) as watch:
+        told = {RUN_FOLDER: str(run.path), RUN_START: str(start or ""), RANK_0: str(os.getpid()), RUN_LINE: watch.place}
+        os.environ |= told
+        if meeting:
+            meeting.tell(told | {RUN_INIT: os.environ.get(RUN_INIT, "")})
+        module, dashboard, keeper, trainer = build(run, run.path, start, config, data, signals, decoder)
+        fit(trainer, module, data, start, watch, meeting)
     signals.armed = False
     samples = dashboard.finish(module)
     result = write_result(run.path, config, dashboard, keeper, data.unigram_bits_per_byte())
     print_summary(run.path, config, result, samples)
 
 
-def other_rank(config: RunConfig, signals: Signals) -> None:
+def other_rank(config: RunConfig, signals: Signals, meeting: Meeting | None) -> None:
     """Another rank's part: it trains along and ends with 0; what stops it alone it leaves for rank 0 to say."""
-    end_with_parent(int(os.environ[RANK_0]))
+    if meeting is None:
+        end_with_parent(int(os.environ[RANK_0]))
+    signals.armed = meeting is None
+    rank = meeting.world.rank if meeting else own_rank(None)
+    line = come(config, meeting) if meeting else Line(os.environ[RUN_LINE], rank)
+    if line is None:
+        return
     signals.armed = True
     folder = Path(os.environ[RUN_FOLDER])
-    start = Path(os.environ[RUN_START]) if os.environ[RUN_START] else None
+    with line:
+        try:
+            train_along(config, folder, signals, meeting)
+        except Rewind:
+            raise
+        except (Interrupted, NumbersError):
+            return  # all ranks meet these together
+        except PlatformError as error:
+            leave_word(folder, rank, error.status, str(error))
+        except Exception:
+            leave_word(folder, rank, 1, traceback.format_exc())
+
+
+def come(config: RunConfig, meeting: Meeting) -> Line | None:
+    """Hear what rank 0 has chosen, and say whether this rank can do it; None where there is nothing to do."""
+    told = meeting.hear()
+    if told is None:
+        return None
+    os.environ |= told
+    line, complaint = None, ""
     try:
-        if config.trainer.threads is not None:
-            torch.set_num_threads(config.trainer.threads)
-        seed_everything(config.seed, verbose=False)
-        drawn = config.init is None or start is not None
-        decoder = None if drawn else load_weights(Path(os.environ[RUN_INIT]), config.model)
-        data = open_data(config)
-        module, _, _, trainer = build(None, folder, start, config, data, signals, decoder)
-        fit(trainer, module, data, start)
-    except (Interrupted, NumbersError, Rewind):
-        return  # all ranks meet these together
+        check_machine(config)
+        require_folder(Path(told[RUN_FOLDER]))
+        line = Line(told[RUN_LINE], meeting.world.rank)
     except PlatformError as error:
-        leave_word(folder, error.status, str(error))
-    except Exception:
-        leave_word(folder, 1, traceback.format_exc())
+        complaint = str(error)
+    return line if meeting.is_ready(complaint) else None
+
+
+def require_folder(folder: Path) -> None:
+    """Raise MachineError where the folder that rank 0 has opened is not there."""
+    if not (folder / "config.yaml").is_file():
+        remedy = "Set run.folder to a folder that all nodes share"
+        rule = f"is not there on {socket.gethostname()}, where rank 0 has opened it on its machine"
+        raise MachineError("run folder", key="folder", value=str(folder), rule=rule, remedy=remedy)
+
+
+def train_along(config: RunConfig, folder: Path, signals: Signals, meeting: Meeting | None) -> None:
+    """Another rank's training, from where rank 0 has said."""
+    start = Path(os.environ[RUN_START]) if os.environ[RUN_START] else None
+    if config.trainer.threads is not None:
+        torch.set_num_threads(config.trainer.threads)
+    seed_everything(config.seed, verbose=False)
+    drawn = config.init is None or start is not None
+    decoder = None if drawn else load_weights(Path(os.environ[RUN_INIT]), config.model)
+    data = open_data(config)
+    module, _, _, trainer = build(None, folder, start, config, data, signals, decoder)
+    fit(trainer, module, data, start, None, meeting)
 
 
 def build(
@@ -125,11 +193,12 @@ def build(
     signals: Signals,
     decoder: Decoder | None,
 ) -> tuple[GPT2Module, Dashboard, Keeper, Trainer]:
-    """The parts, introduced to each other."""
-    module = GPT2Module(config, data.names, data.bytes_per_token, data.loss_weights, signals, decoder)
-    dashboard = Dashboard(folder, config, data)
+    """The parts, introduced to each other. The keeper has the settings as they were given, by which a run is found again."""
+    whole = with_ranks(config)
+    module = GPT2Module(whole, data.names, data.bytes_per_token, data.loss_weights, signals, decoder)
+    dashboard = Dashboard(folder, whole, data)
     keeper = Keeper(config, run, folder, dashboard, signals, start.name if start else "")
-    return module, dashboard, keeper, build_trainer(config, folder, [dashboard, keeper])
+    return module, dashboard, keeper, build_trainer(whole, folder, [dashboard, keeper])
 
 
 def choose_start(run: RunFolder, config: RunConfig, foreign: Path | None) -> Path | None:
@@ -194,6 +263,7 @@ def check_machine(config: RunConfig) -> None:
 
 def open_data(config: RunConfig) -> StreamDataModule:
     """The stream, read far enough to know that it can be trained on; raises DataError."""
+    config = with_ranks(config)
     data = StreamDataModule(
         config.data,
         block_size=config.model.block_size,
@@ -210,7 +280,7 @@ def open_data(config: RunConfig) -> StreamDataModule:
 
 def look_at_data(config: RunConfig, n: int, skip: int, workers: int, ranks: int) -> None:
     """The ``data`` command: the stream of a run, ``n`` steps of it behind ``skip`` others."""
-    rows = config.data.batch_size * config.trainer.accumulate * config.trainer.devices
+    rows = config.data.batch_size * config.trainer.accumulate * config.trainer.ranks
     folder = Path(config.run.folder) / "cache"
     asked = Look(data=config.data, augment=config.augment, block_size=config.model.block_size, seed=config.seed, rows=rows,
                  cache=folder, task=config.task, steps=n, skip=skip, workers=workers, ranks=ranks)  # fmt: skip
@@ -218,12 +288,21 @@ def look_at_data(config: RunConfig, n: int, skip: int, workers: int, ranks: int)
 
 
 def fit(
-    trainer: Trainer, module: GPT2Module, data: StreamDataModule, start: Path | None = None, watch: Watch | None = None
+    trainer: Trainer,
+    module: GPT2Module,
+    data: StreamDataModule,
+    start: Path | None = None,
+    watch: Watch | None = None,
+    meeting: Meeting | None = None,
 ) -> None:
     """Train from a checkpoint or the beginning; gives a full device its own exit status, and another rank's fault its words."""
     rewind = find_rewind(Path(trainer.default_root_dir), start.name if start else "")
     if rewind is not None:
         data.rewind(rewind)
+    if watch is not None:
+        watch.launcher = trainer.strategy.launcher
+    if meeting is not None:
+        meeting.join(trainer.strategy.root_device)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True if start else None)
     except torch.OutOfMemoryError as error:
@@ -232,7 +311,6 @@ def fit(
         raise MachineError("device memory", rule=f"does not hold {size}", remedy=remedy) from error
     except RuntimeError as error:
         if watch is not None and not isinstance(error, PlatformError):
-            require_ranks(getattr(trainer.strategy.launcher, "procs", []))
             watch.speak()
         raise
     finally:

@@ -16,6 +16,7 @@ from types import FrameType
 
 from gpt2_lightning.errors import PlatformError
 from gpt2_lightning.lock import job_id
+from gpt2_lightning.world import may_speak
 
 __all__ = ["Interrupted", "Signals", "end_with_parent", "ignore_signals", "requeue"]
 
@@ -65,7 +66,8 @@ class Signals:
         """Note the signal, or end the process at once."""
         if not self.armed or (number == signal.SIGINT and self.number):
             word = "interrupted" if number == signal.SIGINT else "terminated"
-            os.write(2, f"error: {word}\n".encode())
+            if may_speak():
+                os.write(2, f"error: {word}\n".encode())
             os._exit(Interrupted(number, "").status)
         self.number = self.number or number
 

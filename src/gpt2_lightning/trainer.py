@@ -7,19 +7,23 @@ and ``keeper``.
 import ctypes
 import logging
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from gpt2_lightning.config import RunConfig
 from gpt2_lightning.errors import MachineError
 from gpt2_lightning.keeper import Folders
 from gpt2_lightning.processor import processor_flags
+from gpt2_lightning.settings.trainer import TrainerConfig
+from gpt2_lightning.world import World, find_world
 
-__all__ = ["build_trainer", "choose_devices", "choose_precision"]
+__all__ = ["build_trainer", "choose_devices", "choose_precision", "with_ranks"]
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 FAST_BF16 = {"avx512_bf16", "amx_bf16"}  # processor flags
@@ -28,16 +32,15 @@ FAST_BF16 = {"avx512_bf16", "amx_bf16"}  # processor flags
 def build_trainer(config: RunConfig, folder: Path, callbacks: list[Callback]) -> Trainer:
     """The Lightning Trainer of a run; raises MachineError when the devices are not there."""
     quieten()
-    t = config.trainer
+    t, world = config.trainer, find_world(config.trainer)
     accelerator = choose_devices(t.accelerator, t.devices)
     if accelerator == "cpu":
         keep_freed_memory()
     return Trainer(
         accelerator=accelerator,
-        devices=t.devices,
-        strategy=DDPStrategy(broadcast_buffers=False)
-        if t.devices > 1
-        else "auto",  # ours are constant, and ranks validate unevenly
+        devices=t.devices or 1,
+        num_nodes=t.nodes or 1,
+        strategy=choose_strategy(t),
         precision=choose_precision(t.precision, accelerator),  # type: ignore[arg-type]
         max_epochs=-1,
         max_steps=-1,  # the keeper validates, and says when it is over
@@ -48,17 +51,83 @@ def build_trainer(config: RunConfig, folder: Path, callbacks: list[Callback]) ->
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        plugins=[Folders(t.accumulate), LightningEnvironment()],  # Slurm's variables are ours to read
+        plugins=[Folders(t.accumulate), Started(world) if world else LightningEnvironment()],
         callbacks=callbacks,
         default_root_dir=folder,
     )
 
 
-def choose_devices(accelerator: str, devices: int) -> str:
+class Started(ClusterEnvironment):
+    """Ranks that others have started, as Lightning wants to see them."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        """Lightning starts nobody."""
+        return True
+
+    @property
+    def main_address(self) -> str:
+        """Where rank 0 is."""
+        return self.world.address
+
+    @property
+    def main_port(self) -> int:
+        """And its port."""
+        return self.world.port
+
+    @staticmethod
+    def detect() -> bool:
+        """It is chosen, never found."""
+        return False
+
+    def world_size(self) -> int:
+        """All ranks."""
+        return self.world.size
+
+    def set_world_size(self, size: int) -> None:
+        """It stands."""
+
+    def global_rank(self) -> int:
+        """This one's number among all."""
+        return self.world.rank
+
+    def set_global_rank(self, rank: int) -> None:
+        """It stands."""
+
+    def local_rank(self) -> int:
+        """This one's number on its machine."""
+        return self.world.local_rank
+
+    def node_rank(self) -> int:
+        """Its machine's number."""
+        return self.world.rank // self.world.local_size
+
+
+def choose_strategy(config: TrainerConfig) -> Strategy | str:
+    """How ranks train together; for DDP, whose buckets hold the gradients and travel while the last backward pass goes on."""
+    if config.ranks == 1:
+        return "auto"
+    # buffers are constant here, and ranks validate unevenly; static_graph gains nothing where every parameter is used
+    return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def with_ranks(config: RunConfig) -> RunConfig:
+    """The settings with as many nodes and devices as there are where none are named; raises MachineError."""
+    t, world = config.trainer, find_world(config.trainer)
+    gpus = torch.cuda.device_count() if t.accelerator != "cpu" else 0
+    devices = t.devices or (world.local_size if world else max(1, gpus))
+    nodes = t.nodes or (world.nodes if world else 1)
+    return replace(config, trainer=replace(t, devices=devices, nodes=nodes))
+
+
+def choose_devices(accelerator: str, devices: int | None) -> str:
     """``gpu`` or ``cpu``; raises MachineError with what was asked for and what there is."""
     gpus = torch.cuda.device_count()
     chosen = accelerator if accelerator != "auto" else "gpu" if gpus else "cpu"
-    if chosen == "gpu" and devices > gpus:
+    if chosen == "gpu" and (devices or 1) > gpus:
         remedy = "Set trainer.accelerator=cpu" if not gpus else f"Set trainer.devices={gpus}"
         rule = f"{devices} GPU asked for, {gpus} available to torch {torch.__version__}"
         raise MachineError("devices", key="trainer.devices", value=devices, rule=rule, remedy=remedy)
@@ -101,5 +170,6 @@ def quieten() -> None:
         ".*`IterableDataset` has `__len__` defined.*",
         ".*LeafSpec.*",
         ".*dataloader is not resumable.*",
+        ".*`srun` command is available.*",
     ):
         warnings.filterwarnings("ignore", message)

@@ -12,11 +12,12 @@ from typing import Any
 from gpt2_lightning import run
 from gpt2_lightning.checkpoint import find_run, load_decoder
 from gpt2_lightning.config import RunConfig
-from gpt2_lightning.folder import is_other_rank, runs_folder, write_whole
+from gpt2_lightning.folder import runs_folder, write_whole
 from gpt2_lightning.generation.measures import choose_rows, measure_generation
 from gpt2_lightning.settings.sampler import SamplerConfig
 from gpt2_lightning.signals import Signals
 from gpt2_lightning.trainer import choose_devices
+from gpt2_lightning.world import is_other_rank
 
 __all__ = ["trial"]
 
@@ -27,7 +28,7 @@ def trial(config: RunConfig, score: Path | None, trained: Path | None, signals: 
     """Train, or take what is ``trained``, and score. Raises PlatformError."""
     if trained is None:
         run.train(config, signals)
-    if score is None or is_other_rank():
+    if score is None or is_other_rank(config.trainer):
         return
     signals.armed = False
     folder = runs_folder(config) / config.run.id

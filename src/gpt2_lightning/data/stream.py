@@ -270,7 +270,7 @@ def differs(key: str, then: Any, now: Any) -> CheckpointError:
     """The error for a checkpoint that other data belong to."""
     remedy = "Restore the corpus, or set data.accept_changes=true" if key.startswith("text") else ""
     if key == "rows a step":
-        remedy = "Choose data.batch_size, trainer.accumulate and trainer.devices with the same product"
+        remedy = "Choose data.batch_size, trainer.accumulate, trainer.devices and trainer.nodes with the same product"
     return CheckpointError(key, rule=f"was {then} when the checkpoint was saved and is {now} now", remedy=remedy)
 
 

@@ -22,7 +22,10 @@ class TrainerConfig(Settings):
     log_every: int = setting(50, "optimizer steps between logged lines", at_least=1)
     threads: int | None = setting(None, "CPU threads of the run (none: as many as there are cores)", at_least=1)
     accelerator: str = setting("auto", "kind of device", choices=("auto", "cpu", "gpu"))
-    devices: int = setting(1, "devices, each a rank", at_least=1)
+    devices: int | None = setting(
+        1, "devices of a node, each a rank (none: all there are, or as the launcher says)", at_least=1
+    )
+    nodes: int | None = setting(1, "machines (none: as torchrun or srun says)", at_least=1)
     precision: str = setting("auto", "number format (auto: bf16-mixed where it is fast)", choices=PRECISIONS)
     accumulate: int = setting(1, "batches whose gradients make one step", at_least=1)
     clip: float = setting(1.0, "largest gradient norm (0: no clipping)", at_least=0)
@@ -33,6 +36,11 @@ class TrainerConfig(Settings):
     on_spike: str = setting("ignore", "what to do at a loss far above those before it", choices=("ignore", *POLICIES))
     spike_deviations: float = setting(6.0, "standard deviations above the mean that make a spike", above=0)
     spike_window: int = setting(100, "steps over which mean and deviation are taken; none before is a spike", at_least=2)
+
+    @property
+    def ranks(self) -> int:
+        """Ranks in all, as far as they are named here."""
+        return (self.nodes or 1) * (self.devices or 1)
 
 
 @dataclass(kw_only=True, slots=True)
