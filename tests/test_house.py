@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = {
     "hydra": {"config", "sweep.space"},
     "omegaconf": {"config"},
-    "lightning": {"module", "data.stream", "run", "dashboard", "keeper", "trainer"},
+    "lightning": {"module", "data.stream", "run", "dashboard", "keeper", "strategy", "trainer"},
     "optuna": {
         "report.charts",
         "servers",
@@ -41,9 +41,9 @@ ROOMS = {
     "sacrebleu": {"tasks.translation"},
 }
 HEIGHT = ["errors", "processor", "settings", "world", "config", "lock", "signals", "folder", "report", "servers", "weights",
-          "decoder", "loss", "optimizer", "metrics", "text_metrics", "tasks", "checkpoint", "nanogpt", "pretrained", "data",
-          "generation", "export", "guard", "module", "board", "evaluation", "inspection", "dashboard", "ranks", "keeper",
-          "trainer", "run", "trial", "study_board", "sweep",
+          "decoder", "shards", "loss", "optimizer", "metrics", "text_metrics", "tasks", "checkpoint", "nanogpt", "pretrained",
+          "data", "generation", "export", "guard", "module", "board", "evaluation", "inspection", "dashboard", "ranks",
+          "keeper", "strategy", "trainer", "run", "trial", "study_board", "sweep",
           "__main__"]  # fmt: skip
 
 

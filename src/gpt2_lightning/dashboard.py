@@ -23,6 +23,7 @@ from gpt2_lightning.board import Layout, escaped, open_board, preformatted
 from gpt2_lightning.config import RunConfig, take_storage, to_yaml
 from gpt2_lightning.data.look import augmentation_examples, first_documents, marked
 from gpt2_lightning.data.stream import StreamDataModule
+from gpt2_lightning.decoder import Decoder
 from gpt2_lightning.errors import OutputError
 from gpt2_lightning.folder import write_whole
 from gpt2_lightning.generation.measures import choose_rows, measure_generation
@@ -137,12 +138,12 @@ class Dashboard(Callback):
         self.folder, self.config, self.data = folder, config, data
         self.name = f"{folder.parent.name}/{folder.name}"
         self.max_steps, self.log_every = config.trainer.max_steps, config.trainer.log_every
-        rows = config.data.batch_size * config.trainer.accumulate * config.trainer.ranks
-        self.tokens_per_step = rows * config.model.block_size
+        self.tokens_per_step = config.rows(config.trainer.ranks) * config.model.block_size
         self.profiler = profile_into(folder) if config.trainer.profile else None
         self.rows = choose_rows([inputs for inputs, _ in data.validation], config.samples.measure, config.seed)
         self.records = data.records(config.task.eval_records, TRAINED)
         self.run_log: RunLog | None = None
+        self.decoder: Decoder | None = None
         self.progress: Progress | None = None
         self.validation: dict[str, float] = {}
         self.measured: dict[str, float] = {}
@@ -229,7 +230,10 @@ class Dashboard(Callback):
         return trainer.strategy.reduce_boolean_decision(self.data.loader.ended, all=True)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """The trace is written when the profiler stops."""
+        """The decoder for the last samples, while the ranks are there; the trace is written when the profiler stops."""
+        assert isinstance(module, GPT2Module)
+        if self.config.samples.max_new_tokens:
+            self.decoder = module.whole_decoder()
         if self.profiler:
             self.profiler.stop()
 
@@ -281,32 +285,39 @@ class Dashboard(Callback):
         """Write the validation's metrics."""
         metrics = module.validation
         self.validation = dict(metrics)
+        decoder = module.whole_decoder() if self.asks_the_decoder() else module.decoder
         if self.run_log:
-            self.measured = self.generated(module) | self.judged(module, step)
+            self.measured = self.generated(decoder) | self.judged(decoder, step)
             self.validation |= {name: value for name, value in self.measured.items() if name.startswith("task/")}
             self.run_log.write(step, step * self.tokens_per_step, metrics | self.measured)
             if self.config.samples.at_validation:
-                self.show_samples(self.continuations(module), step)
+                self.show_samples(self.continuations(decoder), step)
             if self.config.board.attention_entropy:
-                self.show_attention(module, step)
+                self.show_attention(decoder, step)
         if self.progress:
             values = f"{metrics['val/cross_entropy']:.4f} nats, {metrics['val/bits_per_byte']:.4f} bits per byte"
             judged = "".join(f", {k[5:]} {v:.4g}" for k, v in self.measured.items() if k.startswith("task/"))
             self.progress.note(f"step {step}: validation {values}{judged}")
 
-    def generated(self, module: GPT2Module) -> dict[str, float]:
+    def asks_the_decoder(self) -> bool:
+        """Whether rank 0 uses the decoder by itself after a validation."""
+        config = self.config
+        texts = len(self.rows) > 0 or len(self.records.held_out) > 0
+        return texts or config.samples.at_validation or config.board.attention_entropy
+
+    def generated(self, decoder: Decoder) -> dict[str, float]:
         """The measures of generated text, where they are asked for."""
         if not len(self.rows):
             return {}
         length, seed = self.config.samples.max_new_tokens, self.config.seed
-        return measure_generation(module.decoder, self.rows, self.config.sampler, length, seed)
+        return measure_generation(decoder, self.rows, self.config.sampler, length, seed)
 
-    def judged(self, module: GPT2Module, step: int) -> dict[str, float]:
+    def judged(self, decoder: Decoder, step: int) -> dict[str, float]:
         """What the task measures on held-out records; what it shows goes to TensorBoard, what it keeps to task.json."""
         if not self.records.held_out:
             return {}
         task = self.data.task
-        model = RecordModel(module.decoder, self.data.tokenizer, task.config.cut, self.config.seed)
+        model = RecordModel(decoder, self.data.tokenizer, task.config.cut, self.config.seed)
         found = task.judge(self.records, model)
         assert self.run_log
         with self.run_log.writing():
@@ -315,11 +326,11 @@ class Dashboard(Callback):
             write_whole(self.folder / "task.json", json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
         return {f"task/{name}": value for name, value in found.measures.items()}
 
-    def show_attention(self, module: GPT2Module, step: int) -> None:
+    def show_attention(self, decoder: Decoder, step: int) -> None:
         """The entropy of each head on the first validation rows."""
         assert self.run_log
-        tokens = torch.from_numpy(self.data.validation[0][0][:ROWS].astype("int64")).clamp_(min=0).to(module.device)
-        heads = attention_entropy(module.decoder, tokens).tolist()
+        tokens = torch.from_numpy(self.data.validation[0][0][:ROWS].astype("int64")).clamp_(min=0).to(decoder.wte.weight.device)
+        heads = attention_entropy(decoder, tokens).tolist()
         found = {f"attention/h.{i:02d}/entropy.{j:02d}": v for i, layer in enumerate(heads) for j, v in enumerate(layer)}
         with self.run_log.writing():
             self.run_log.board.scalars(found, step)
@@ -332,18 +343,18 @@ class Dashboard(Callback):
         with self.run_log.writing():
             self.run_log.board.text("samples", texts + preformatted(measures), step)
 
-    def continuations(self, module: GPT2Module) -> list[Continuation]:
+    def continuations(self, decoder: Decoder) -> list[Continuation]:
         """The configured prompts and their continuations."""
         asked = GenerateConfig(max_new_tokens=self.config.samples.max_new_tokens, seed=self.config.seed)
         prompts = self.config.samples.prompts if asked.max_new_tokens else []
-        found = continue_texts(module.decoder, self.data.tokenizer, prompts, asked, self.config.sampler)
+        found = continue_texts(decoder, self.data.tokenizer, prompts, asked, self.config.sampler)
         return [one for (one,) in found]
 
-    def finish(self, module: GPT2Module) -> str:
+    def finish(self) -> str:
         """Write samples.txt, close the files, and return the samples."""
         if not self.run_log:
             return ""
-        found = self.continuations(module)
+        found = self.continuations(self.decoder) if self.decoder else []
         text = "\n\n".join(one.prompt + one.text for one in found) + "\n"
         if self.config.samples.max_new_tokens:
             (self.folder / "samples.txt").write_text(text, encoding="utf-8")

@@ -226,9 +226,12 @@ class Keeper(Callback):
                         if self.most(self.signals.number):
                             return False
                         batch = next(batches, None)
-                        if batch is not None:
-                            with precision.val_step_context():
-                                module.validation_step(strategy.batch_to_device(batch), n, corpus)
+                        with precision.val_step_context():
+                            if batch is not None:
+                                last = strategy.batch_to_device(batch)
+                                module.validation_step(last, n, corpus)
+                            elif module.sharded:  # the others need this rank's part
+                                module.decoder.hidden(last.inputs)
         finally:
             module.train()
         module.on_validation_epoch_end()

@@ -14,11 +14,20 @@ from torch.optim import Optimizer
 
 from gpt2_lightning.config import RunConfig
 from gpt2_lightning.data.loader import Batch
-from gpt2_lightning.decoder import Decoder
+from gpt2_lightning.decoder import Decoder, Undrawn
 from gpt2_lightning.guard import Guard
-from gpt2_lightning.loss import IGNORED, add_penalty_gradient, cross_entropy, loss_terms, parameter_norm, token_losses
+from gpt2_lightning.loss import (
+    IGNORED,
+    add_penalty_gradient,
+    clip_gradients,
+    cross_entropy,
+    loss_terms,
+    parameter_norm,
+    token_losses,
+)
 from gpt2_lightning.metrics import bits_per_byte, perplexity
 from gpt2_lightning.optimizer import build_optimizer, schedule_factor, set_learning_rate
+from gpt2_lightning.shards import gathered, shard
 from gpt2_lightning.signals import Signals
 
 __all__ = ["GPT2Module"]
@@ -51,6 +60,29 @@ class GPT2Module(LightningModule):
         self.trained = list(self.decoder.parameters())  # gathering them anew costs a nano model's step a twentieth
         self.n_parameters = sum(p.numel() for p in self.trained)
         self.train_objective = torch.compile(self.objective) if config.trainer.compile else self.objective
+
+    @property
+    def sharded(self) -> bool:
+        """Whether this rank holds a part of each parameter, and all ranks have to call the decoder together."""
+        return self.config.trainer.strategy == "fsdp" and self.config.trainer.ranks > 1
+
+    def configure_model(self) -> None:
+        """Keep this rank's part of the decoder, where that is asked for."""
+        if self.sharded:
+            shard(self.decoder, list(self.decoder.h), self.device_mesh["data_parallel"])  # type: ignore[index]
+            self.trained = list(self.decoder.parameters())
+
+    def whole_decoder(self) -> Decoder:
+        """The decoder as one rank alone can use it; all ranks call it together, and rank 0 can use it."""
+        if not self.sharded:
+            return self.decoder
+        weights = gathered(self.decoder.state_dict(), self.trainer.is_global_zero)
+        with torch.device("meta"), Undrawn():
+            whole = Decoder(self.config.model)
+        if self.trainer.is_global_zero:
+            whole.load_state_dict(weights, assign=True)
+            whole.to(self.device)
+        return whole.eval()
 
     def objective(self, inputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy of one batch, ``inputs``, ``targets`` and perhaps ``weights`` ``[B, T]``, and each token's own."""
@@ -104,7 +136,7 @@ class GPT2Module(LightningModule):
         good = self.guard.judge(self.global_step + 1, loss, self.gradient_norm, optimizer, self.signals.number)
         self.add_step(good)
         if self.config.trainer.clip:
-            torch.nn.utils.clip_grads_with_norm_(self.trained, self.config.trainer.clip, self.gradient_norm)
+            clip_gradients(self.trained, self.config.trainer.clip, self.gradient_norm)
 
     def add_step(self, good: Tensor) -> None:
         """Add this step's sums to those of the steps before, unless it was held: it has not been trained on."""
@@ -169,6 +201,8 @@ class GPT2Module(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Metrics over all ranks: per corpus, and over all tokens together."""
+        if self.sharded:
+            self.decoder.reshard()  # type: ignore[operator]
         sums = self.trainer.strategy.reduce(self.sums, reduce_op="sum")
         parts = {f"{name}/": part for name, part in zip(self.names, sums.tolist(), strict=True)}
         self.validation = validation_metrics("", sums.sum(0).tolist())

@@ -118,7 +118,7 @@ def train_in(
         module, dashboard, keeper, trainer = build(run, run.path, start, config, data, signals, decoder)
         fit(trainer, module, data, start, watch, meeting)
     signals.armed = False
-    samples = dashboard.finish(module)
+    samples = dashboard.finish()
     result = write_result(run.path, config, dashboard, keeper, data.unigram_bits_per_byte())
     print_summary(run.path, config, result, samples)
 
@@ -258,6 +258,7 @@ def first_decoder(config: RunConfig, foreign: Path | None) -> Decoder | None:
 def check_machine(config: RunConfig) -> None:
     """Raise MachineError when the devices or the precision are not to be had."""
     accelerator = choose_devices(config.trainer.accelerator, config.trainer.devices)
+    with_ranks(config)
     choose_precision(config.trainer.precision, accelerator)
 
 
@@ -280,7 +281,7 @@ def open_data(config: RunConfig) -> StreamDataModule:
 
 def look_at_data(config: RunConfig, n: int, skip: int, workers: int, ranks: int) -> None:
     """The ``data`` command: the stream of a run, ``n`` steps of it behind ``skip`` others."""
-    rows = config.data.batch_size * config.trainer.accumulate * config.trainer.ranks
+    rows = config.rows(config.trainer.ranks)
     folder = Path(config.run.folder) / "cache"
     asked = Look(data=config.data, augment=config.augment, block_size=config.model.block_size, seed=config.seed, rows=rows,
                  cache=folder, task=config.task, steps=n, skip=skip, workers=workers, ranks=ranks)  # fmt: skip

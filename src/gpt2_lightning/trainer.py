@@ -11,17 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from gpt2_lightning.config import RunConfig
 from gpt2_lightning.errors import MachineError
 from gpt2_lightning.keeper import Folders
 from gpt2_lightning.processor import processor_flags
-from gpt2_lightning.settings.trainer import TrainerConfig
-from gpt2_lightning.world import World, find_world
+from gpt2_lightning.strategy import Started, choose_strategy
+from gpt2_lightning.world import find_world
 
 __all__ = ["build_trainer", "choose_devices", "choose_precision", "with_ranks"]
 
@@ -57,70 +55,17 @@ def build_trainer(config: RunConfig, folder: Path, callbacks: list[Callback]) ->
     )
 
 
-class Started(ClusterEnvironment):
-    """Ranks that others have started, as Lightning wants to see them."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-
-    @property
-    def creates_processes_externally(self) -> bool:
-        """Lightning starts nobody."""
-        return True
-
-    @property
-    def main_address(self) -> str:
-        """Where rank 0 is."""
-        return self.world.address
-
-    @property
-    def main_port(self) -> int:
-        """And its port."""
-        return self.world.port
-
-    @staticmethod
-    def detect() -> bool:
-        """It is chosen, never found."""
-        return False
-
-    def world_size(self) -> int:
-        """All ranks."""
-        return self.world.size
-
-    def set_world_size(self, size: int) -> None:
-        """It stands."""
-
-    def global_rank(self) -> int:
-        """This one's number among all."""
-        return self.world.rank
-
-    def set_global_rank(self, rank: int) -> None:
-        """It stands."""
-
-    def local_rank(self) -> int:
-        """This one's number on its machine."""
-        return self.world.local_rank
-
-    def node_rank(self) -> int:
-        """Its machine's number."""
-        return self.world.rank // self.world.local_size
-
-
-def choose_strategy(config: TrainerConfig) -> Strategy | str:
-    """How ranks train together; for DDP, whose buckets hold the gradients and travel while the last backward pass goes on."""
-    if config.ranks == 1:
-        return "auto"
-    # buffers are constant here, and ranks validate unevenly; static_graph gains nothing where every parameter is used
-    return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
-
-
 def with_ranks(config: RunConfig) -> RunConfig:
-    """The settings with as many nodes and devices as there are where none are named; raises MachineError."""
+    """The settings with as many nodes, devices and batches a step as follow from what there is.
+
+    Raises MachineError, and ConfigError where the tokens of a step are no multiple of those of a batch on each rank.
+    """
     t, world = config.trainer, find_world(config.trainer)
     gpus = torch.cuda.device_count() if t.accelerator != "cpu" else 0
     devices = t.devices or (world.local_size if world else max(1, gpus))
     nodes = t.nodes or (world.nodes if world else 1)
-    return replace(config, trainer=replace(t, devices=devices, nodes=nodes))
+    accumulate = t.accumulation(config.data.batch_size, config.model.block_size, nodes * devices)
+    return replace(config, trainer=replace(t, devices=devices, nodes=nodes, accumulate=accumulate, batch_tokens=None))
 
 
 def choose_devices(accelerator: str, devices: int | None) -> str:

@@ -4,10 +4,12 @@ import re
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from gpt2_lightning.settings.optimizer import OptimizerConfig
 from gpt2_lightning.settings.setting import Settings, setting
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed")
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_.=+-]{0,127}"
+WHOLE = ("adafactor", "muon")  # optimizers whose step is made of whole matrices
 POLICIES = ("stop", "skip", "rewind")
 
 
@@ -26,8 +28,12 @@ class TrainerConfig(Settings):
         1, "devices of a node, each a rank (none: all there are, or as the launcher says)", at_least=1
     )
     nodes: int | None = setting(1, "machines (none: as torchrun or srun says)", at_least=1)
+    strategy: str = setting("ddp", "what a rank holds: all of the model (ddp) or a part (fsdp)", choices=("ddp", "fsdp"))
     precision: str = setting("auto", "number format (auto: bf16-mixed where it is fast)", choices=PRECISIONS)
     accumulate: int = setting(1, "batches whose gradients make one step", at_least=1)
+    batch_tokens: int | None = setting(
+        None, "tokens of a step on all devices; accumulate follows (none: it is set)", at_least=1
+    )
     clip: float = setting(1.0, "largest gradient norm (0: no clipping)", at_least=0)
     compile: bool = setting(False, "compile the decoder with torch.compile")
     patience: int | None = setting(None, "validations without a better one before stopping (none: never)", at_least=1)
@@ -36,6 +42,35 @@ class TrainerConfig(Settings):
     on_spike: str = setting("ignore", "what to do at a loss far above those before it", choices=("ignore", *POLICIES))
     spike_deviations: float = setting(6.0, "standard deviations above the mean that make a spike", above=0)
     spike_window: int = setting(100, "steps over which mean and deviation are taken; none before is a spike", at_least=2)
+
+    def check_rules(self) -> None:
+        """What a sharded model can be trained with; the size of a step is said once."""
+        if self.batch_tokens is not None and self.accumulate != 1:
+            raise self.refuse("accumulate", "follows from trainer.batch_tokens", "Set one of the two")
+        if self.strategy == "fsdp" and self.precision == "16-mixed":
+            raise self.refuse("precision", "cannot be had with trainer.strategy=fsdp", "Set trainer.precision=bf16-mixed")
+        if self.strategy == "fsdp" and self.compile:
+            raise self.refuse("compile", "cannot be had with trainer.strategy=fsdp", "Set trainer.compile=false")
+
+    def check_beside(self, optimizer: OptimizerConfig, board: "BoardConfig") -> None:
+        """What needs whole parameters is not for ranks that hold parts of them."""
+        rule = "needs whole parameters, of which trainer.strategy=fsdp leaves each rank a part"
+        if self.strategy == "fsdp" and optimizer.name in WHOLE:
+            raise optimizer.refuse("name", rule, "Set trainer.strategy=ddp, or optimizer=adamw")
+        if self.strategy == "fsdp" and board.histograms_every is not None:
+            raise board.refuse("histograms_every", rule, "Set board.histograms_every=null")
+
+    def accumulation(self, batch_size: int, block_size: int, ranks: int) -> int:
+        """Batches a rank and step; raises ConfigError where ``batch_tokens`` cannot be made of whole ones."""
+        if self.batch_tokens is None:
+            return self.accumulate
+        together = batch_size * block_size * ranks
+        if self.batch_tokens % together:
+            rule = f"is no multiple of {together}, the tokens of a batch of {batch_size} rows on each of {ranks} ranks"
+            below = self.batch_tokens // together * together
+            near = " or ".join(str(n) for n in (below, below + together) if n)
+            raise self.refuse("batch_tokens", rule, f"Set trainer.batch_tokens={near}, or another data.batch_size")
+        return self.batch_tokens // together
 
     @property
     def ranks(self) -> int:

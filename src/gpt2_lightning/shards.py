@@ -1,0 +1,77 @@
+"""Sharded parameters: a decoder in; one of which every rank holds a part (FSDP, Zhao et al. 2023), out; and back.
+
+A shard is a DTensor. What has to be known of all parts together is asked for here, and by all ranks at once; tensors that
+are not sharded pass through.
+One number: 2 all-gathers of a block's weights a step and 1 reduce-scatter of its gradients. Choice not taken: the norms and
+products of DTensors themselves, which gather what a sum over the ranks answers.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+__all__ = ["gathered", "is_sharded", "own_part", "own_parts_of", "shard", "sum_of_parts"]
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this is one rank's part of it."""
+    return hasattr(tensor, "to_local")
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """This rank's part, which shares its memory; a tensor that is whole, itself."""
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def sum_of_parts(value: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    """The sum over the ranks of what each has found of its parts of ``tensors``; the value itself where they are whole."""
+    if not is_sharded(tensors[0]):
+        return value
+    total = value.clone()
+    dist.all_reduce(total, group=tensors[0].device_mesh.get_group())  # type: ignore[attr-defined]
+    return total
+
+
+def shard(decoder: nn.Module, blocks: Sequence[nn.Module], mesh: Any) -> None:
+    """Leave each rank its part of every parameter; the blocks are gathered one at a time, the rest once a step."""
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    for block in blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(decoder, mesh=mesh)
+    register_fsdp_forward_method(decoder, "hidden")
+
+
+def gathered(tree: Any, keep: bool) -> Any:
+    """The same nested dicts and lists with whole tensors, on the CPU; ``keep=False`` takes part and keeps none of them."""
+    if isinstance(tree, dict):
+        return {key: gathered(value, keep) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(gathered(value, keep) for value in tree)
+    if isinstance(tree, Tensor) and is_sharded(tree):
+        whole = tree.full_tensor()  # type: ignore[attr-defined]
+        return whole.cpu() if keep else None
+    return tree
+
+
+def own_parts_of(whole: Tensor, like: Tensor) -> Tensor:
+    """This rank's part of what every rank has whole, divided as ``like``; all of it where that is whole or of another shape."""
+    if not is_sharded(like) or whole.shape != like.shape:
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
+    return distribute_tensor(whole.to(like.device, like.dtype), mesh, placements, src_data_rank=None)
+
+
+@torch.no_grad()
+def load_parts(module: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Fill a module's parameters, sharded or not, from whole tensors; raises RuntimeError for other names or shapes."""
+    own = module.state_dict()
+    if own.keys() != weights.keys():
+        raise RuntimeError(f"other parameters: {', '.join(sorted(own.keys() ^ weights.keys()))}")
+    for name, tensor in own.items():
+        own_part(tensor).copy_(own_part(own_parts_of(weights[name], tensor)))
