@@ -6,6 +6,7 @@
 import json
 import os
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -19,6 +20,7 @@ import torch
 from gpt2_lightning import run as _run  # noqa: F401  loaded before the first fork
 from gpt2_lightning.__main__ import main
 from gpt2_lightning.checkpoint import checkpoints, load_checkpoint, verify_checkpoint
+from gpt2_lightning.sweep.pool import NOT_INHERITED
 
 NANO = ("model=nano", "trainer=cpu", "data.batch_size=4", "data.val_batches=2", "samples.max_new_tokens=0")
 Break = Callable[[], None]
@@ -89,16 +91,7 @@ def start(words: Sequence[str], cwd: Path, broken: Break | None = None, log: str
             os.dup2(os.open(cwd / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), descriptor)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
         os.chdir(cwd)
-        for name in (
-            "GPT2_LIGHTNING_RUN",
-            "GPT2_LIGHTNING_START",
-            "GPT2_LIGHTNING_RANK_0",
-            "GPT2_LIGHTNING_LINE",
-            "LOCAL_RANK",
-            "WORLD_SIZE",
-            "NODE_RANK",
-            "MASTER_PORT",
-        ):
+        for name in NOT_INHERITED:
             os.environ.pop(name, None)
         os.environ.update(env)
         torch.set_num_threads(1)
@@ -113,7 +106,8 @@ def start(words: Sequence[str], cwd: Path, broken: Break | None = None, log: str
             os.environ["LOCAL_RANK"] = "0"
             self.procs = [Fork(words, rank, broken) for rank in range(1, ranks)]
 
-        def again(*_: Any) -> None:
+        def again(program: str, words: Any, environ: dict[str, str]) -> None:
+            os.environ.update(environ)
             raise Again
 
         launcher._SubprocessScriptLauncher._call_children_scripts = fork_ranks  # type: ignore[method-assign]
@@ -122,6 +116,37 @@ def start(words: Sequence[str], cwd: Path, broken: Break | None = None, log: str
         os._exit(98)
     play(words, broken)
     raise AssertionError
+
+
+def start_world(
+    words: Sequence[str], cwd: Path, size: int, nodes: int = 1, broken: Break | None = None, starter: str = "torchrun"
+) -> list[int]:
+    """The ranks of a command as torchrun or srun starts them, all on this machine; each has its own log."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    cwd.mkdir(parents=True, exist_ok=True)
+    local = size // nodes
+    found = []
+    for rank in range(size):
+        env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank % local)}
+        if starter == "torchrun":
+            env |= {"TORCHELASTIC_RUN_ID": "none", "RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(local)}
+        else:
+            env |= {"SLURM_STEP_NUM_TASKS": str(size), "SLURM_STEP_NUM_NODES": str(nodes), "SLURM_PROCID": str(rank)}
+            env |= {"SLURM_LOCALID": str(rank % local)}
+        found.append(start(words, cwd, broken, log=f"log.{rank}", **env))
+    return found
+
+
+def run_world(words: Sequence[str], cwd: Path, size: int, nodes: int = 1, broken: Break | None = None) -> list[int]:
+    """Start and finish; returns each rank's status."""
+    return [finish(pid) for pid in start_world(words, cwd, size, nodes, broken)]
+
+
+def said(cwd: Path, what: str = "error: ") -> list[str]:
+    """The lines of all ranks' logs with these words."""
+    logs = sorted(cwd.glob("log.*"))
+    return [line for log in logs for line in log.read_text().splitlines() if what in line]
 
 
 def finish(pid: int, seconds: float = 120) -> int:

@@ -38,6 +38,7 @@ HELP = """usage: python -m gpt2_lightning [command] [key=value ...]
   group=OPTION      another file of a group:   optimizer=muon  model=gpt2  schedule=wsd  data=local  debug=overfit
   key=value         another value of a key:    optimizer.lr=3e-4  loss.beta=1e-3  trainer.max_steps=2000
   init=NAME|PATH    start from weights:        gpt2, gpt2-medium, gpt2-large, gpt2-xl, transformers' folder, nanoGPT's ckpt.pt
+  trainer=ddp|fsdp  all devices there are, or all ranks of torchrun or srun; trainer.batch_tokens is their global batch
   --multirun        try every combination of key=a,b ...: a study of its own, each a run
   --cfg job         show the composed configuration and stop
   traceback=true    show where an error came from

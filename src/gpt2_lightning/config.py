@@ -89,16 +89,11 @@ class RunConfig(Settings):
         self.task.check_beside(self.data, self.model)
         self.trainer.check_beside(self.optimizer, self.board)
         if self.trainer.nodes and self.trainer.devices:
-            self.rows(self.trainer.ranks)
+            self.trainer.accumulation(self.data.batch_size, self.model.block_size, self.trainer.ranks)
         for key in self.resume_allow:
             if not any(key == may or key.startswith(f"{may}.") for may in CHANGEABLE):
                 rule = f"'{key}' may not change within a run"
                 raise self.refuse("resume_allow", rule, f"These may: {', '.join(CHANGEABLE)}")
-
-    def rows(self, ranks: int) -> int:
-        """Rows of a step on all ranks."""
-        size = self.data.batch_size
-        return size * self.trainer.accumulation(size, self.model.block_size, ranks) * ranks
 
 
 @dataclass(kw_only=True, slots=True)

@@ -138,7 +138,8 @@ class Dashboard(Callback):
         self.folder, self.config, self.data = folder, config, data
         self.name = f"{folder.parent.name}/{folder.name}"
         self.max_steps, self.log_every = config.trainer.max_steps, config.trainer.log_every
-        self.tokens_per_step = config.rows(config.trainer.ranks) * config.model.block_size
+        rows = config.data.batch_size * config.trainer.accumulate * config.trainer.ranks
+        self.tokens_per_step = rows * config.model.block_size
         self.profiler = profile_into(folder) if config.trainer.profile else None
         self.rows = choose_rows([inputs for inputs, _ in data.validation], config.samples.measure, config.seed)
         self.records = data.records(config.task.eval_records, TRAINED)

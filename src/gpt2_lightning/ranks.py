@@ -255,11 +255,10 @@ class Line:
         threading.Thread(target=self.look, name="line", daemon=True).start()
         return self
 
-    def __exit__(self, kind: Any, *_: Any) -> None:
+    def __exit__(self, *_: Any) -> None:
         self.over.set()
         with suppress(OSError):
-            if kind is None:
-                self.line.send(b".")
+            self.line.send(b".")
             self.line.shutdown(socket.SHUT_RDWR)
 
     def look(self) -> None:

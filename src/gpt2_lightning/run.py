@@ -281,7 +281,7 @@ def open_data(config: RunConfig) -> StreamDataModule:
 
 def look_at_data(config: RunConfig, n: int, skip: int, workers: int, ranks: int) -> None:
     """The ``data`` command: the stream of a run, ``n`` steps of it behind ``skip`` others."""
-    rows = config.rows(config.trainer.ranks)
+    rows = config.trainer.step_rows(config.data.batch_size, config.model.block_size, config.trainer.ranks)
     folder = Path(config.run.folder) / "cache"
     asked = Look(data=config.data, augment=config.augment, block_size=config.model.block_size, seed=config.seed, rows=rows,
                  cache=folder, task=config.task, steps=n, skip=skip, workers=workers, ranks=ranks)  # fmt: skip

@@ -72,6 +72,10 @@ class TrainerConfig(Settings):
             raise self.refuse("batch_tokens", rule, f"Set trainer.batch_tokens={near}, or another data.batch_size")
         return self.batch_tokens // together
 
+    def step_rows(self, batch_size: int, block_size: int, ranks: int) -> int:
+        """Rows of a step on all ranks."""
+        return batch_size * self.accumulation(batch_size, block_size, ranks) * ranks
+
     @property
     def ranks(self) -> int:
         """Ranks in all, as far as they are named here."""

@@ -75,7 +75,8 @@ class Plan:
     def marks(self) -> tuple[int, int]:
         """Where a trial's first and last reports stand, in what reports are counted in."""
         c, n = self.base, self.sweep.devices_per_trial
-        unit = c.rows(n) * c.model.block_size if self.sweep.report_by == "tokens" else 1
+        rows = c.trainer.step_rows(c.data.batch_size, c.model.block_size, n)
+        unit = rows * c.model.block_size if self.sweep.report_by == "tokens" else 1
         return c.trainer.val_every * unit, c.trainer.max_steps * unit
 
     def is_baseline(self, place: int | None) -> bool:

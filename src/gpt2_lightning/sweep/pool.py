@@ -25,10 +25,10 @@ from gpt2_lightning.settings.trainer import TrainerConfig
 __all__ = ["AGENT", "Child", "Slot", "end_group", "make_slots"]
 
 AGENT = "GPT2_LIGHTNING_AGENT"  # tells a trial its agent, which it does not outlive
-NOT_INHERITED = ("GPT2_LIGHTNING_RUN", "GPT2_LIGHTNING_START", "GPT2_LIGHTNING_RANK_0", "GPT2_LIGHTNING_LINE",
-                 "GPT2_LIGHTNING_STORAGE", "LOCAL_RANK",
-                 "RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID",
-                 "TORCHELASTIC_USE_AGENT_STORE")  # fmt: skip
+NOT_INHERITED = ("GPT2_LIGHTNING_RUN", "GPT2_LIGHTNING_START", "GPT2_LIGHTNING_INIT", "GPT2_LIGHTNING_RANK_0",
+                 "GPT2_LIGHTNING_LINE", "GPT2_LIGHTNING_ATTEMPT", "GPT2_LIGHTNING_STORAGE", "LOCAL_RANK", "RANK", "WORLD_SIZE",
+                 "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID",
+                 "TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_RESTART_COUNT")  # fmt: skip
 
 COMMAND = (sys.executable, "-m", "gpt2_lightning")
 PORTS: deque[int] = deque(maxlen=64)  # given to children, who may not listen on them yet

@@ -1,0 +1,186 @@
+"""Runs of several ranks: the numbers of one rank, whoever starts them; and an end for all when one of them is killed."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt2_lightning import run as recipe
+from gpt2_lightning.checkpoint import checkpoints
+from gpt2_lightning.errors import DataError
+from gpt2_lightning.module import GPT2Module
+from tests.lab import (
+    NANO,
+    assert_same_run,
+    finish,
+    kill_at_call,
+    leftovers,
+    lines,
+    only_run,
+    run_world,
+    said,
+    start_world,
+    train,
+)
+
+WORDS = (
+    *NANO, "data.batch_size=1", "data.val_batches=5", "trainer.batch_tokens=256", "loss.beta=1e-2", "model.dropout=0",
+    "trainer.log_every=1", "trainer.clip=0.5",
+)  # fmt: skip
+FOLLOW = ("trainer.devices=null", "trainer.nodes=null")
+CLOSE = {"val/cross_entropy": 1e-6, "train/cross_entropy": 1e-5, "train/loss": 1e-5}
+
+
+def kind(ranks: int, strategy: str) -> list[str]:
+    """The words for so many ranks; the step has four rows on any number of them."""
+    return [f"trainer.devices={ranks}", f"trainer.strategy={strategy}"]
+
+
+def assert_close(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
+    """The losses are equal, and so is all that is in the lines, but for the order of sums."""
+    assert [row["step"] for row in one] == [row["step"] for row in other]
+    for a, b in zip(one, other, strict=True):
+        assert a.keys() == b.keys()
+        for name, value in a.items():
+            assert b[name] == pytest.approx(value, rel=1e-3, abs=CLOSE.get(name, 1e-3)), (name, a["step"])
+            if name in CLOSE:
+                assert abs(b[name] - value) <= CLOSE[name], (name, a["step"], value, b[name])
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_ranks_train_as_one(tmp_path: Path, strategy: str) -> None:
+    words = [*WORDS, "trainer.max_steps=8", "trainer.val_every=4"]
+    one = train([*words, *kind(1, strategy)], tmp_path / "one")
+    two = train([*words, *kind(2, strategy)], tmp_path / "two")
+    assert_close(lines(one), lines(two))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_ranks_and_strategies_give_the_same_losses_and_go_on_from_each_others_checkpoints(
+    tmp_path: Path, optimizer: str
+) -> None:
+    words = [*WORDS, f"optimizer={optimizer}", "trainer.max_steps=50", "trainer.val_every=25", "checkpoint.every=20"]
+    kinds = [(1, "ddp"), (2, "ddp"), (2, "fsdp"), (4, "ddp"), (4, "fsdp")][: 5 if optimizer == "adamw" else 3]
+    found = [train([*words, *kind(*k), "checkpoint.keep=9"], tmp_path / f"{k}") for k in kinds]
+    for folder in found[1:]:
+        assert_close(lines(found[0]), lines(folder))
+    for i, k in enumerate(kinds):
+        begun = next(path for path in checkpoints(found[i - 1] / "checkpoints") if path.name == "step-00000020")
+        more = [f"resume={begun}", "resume_allow=[trainer,checkpoint]"]
+        resumed = train([*words, *kind(*k), *more], tmp_path / f"from {k}")
+        assert_close([row for row in lines(found[0]) if row["step"] > 20], lines(resumed))
+
+
+def test_a_world_has_one_folder_one_board_one_voice(tmp_path: Path) -> None:
+    words = [*WORDS, *FOLLOW, "trainer.max_steps=4", "trainer.val_every=4", "samples.max_new_tokens=5", "trainer.strategy=fsdp"]
+    assert run_world(words, tmp_path, 2) == [0, 0]
+    folder = only_run(tmp_path)
+    assert len(list((folder / "tensorboard").iterdir())) == 1 and (folder / "samples.txt").exists()
+    assert json.loads((folder / "result.json").read_text())["tokens"] == 4 * 256
+    assert (tmp_path / "log.1").read_text() == "" and len(said(tmp_path, "step 4: validation")) == 1
+    assert leftovers(folder) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "reason"),
+    [
+        (["trainer.max_stepz=3"], 2, "unknown key"),
+        (["trainer.devices=3"], 7, "torchrun has started 2 ranks"),
+        (["init=/nowhere"], 4, "weights to start from"),
+        (["optimizer.lr=1e30", "trainer.clip=0"], 6, "loss or gradient"),
+    ],
+)
+def test_what_stops_a_world_is_said_once_with_its_status(tmp_path: Path, words: list[str], status: int, reason: str) -> None:
+    assert run_world([*WORDS, *FOLLOW, "trainer.max_steps=4", *words], tmp_path, 2) == [status, 0]
+    (line,) = said(tmp_path)
+    assert reason in line and "Traceback" not in (tmp_path / "log.1").read_text()
+
+
+def test_a_finished_run_ends_its_world(tmp_path: Path) -> None:
+    words = [*WORDS, *FOLLOW, "trainer.max_steps=1", "run.id=one"]
+    assert run_world(words, tmp_path, 2) == [0, 0]
+    assert run_world(words, tmp_path, 2) == [0, 0]
+    assert len(said(tmp_path, "is finished, at step 1")) == 1
+
+
+def test_a_node_without_the_folder_is_said_by_rank_0(tmp_path: Path) -> None:
+    def broken() -> None:
+        def away(folder: Path, there: Callable[[Path], None] = recipe.require_folder) -> None:
+            there(folder / "not shared")
+
+        recipe.require_folder = away
+
+    assert run_world([*WORDS, *FOLLOW, "trainer.max_steps=1"], tmp_path, 2, nodes=2, broken=broken) == [7, 0]
+    (line,) = said(tmp_path)
+    assert "rank 1: run folder" in line and "Set run.folder to a folder that all nodes share" in line
+
+
+def test_another_ranks_fault_is_said_by_rank_0_with_its_status(tmp_path: Path) -> None:
+    def broken() -> None:
+        def step(self: GPT2Module, *args: Any, there: Callable[..., Any] = GPT2Module.training_step) -> Any:
+            if self.trainer.global_rank == 1 and self.global_step == 2:
+                raise DataError("corpus", key="file", value="tales.txt", rule="was cut short")
+            return there(self, *args)
+
+        GPT2Module.training_step = step  # type: ignore[method-assign]
+
+    assert run_world([*WORDS, *FOLLOW, "trainer.max_steps=9"], tmp_path, 2, broken=broken) == [3, 0]
+    assert said(tmp_path) == ["error: corpus (file = tales.txt): was cut short [rank 1]"]
+
+
+@pytest.mark.parametrize(("rank", "starter"), [(1, "torchrun"), (0, "srun")])
+def test_a_killed_rank_ends_all_with_the_reason_and_the_command_goes_on(tmp_path: Path, rank: int, starter: str) -> None:
+    words = [*WORDS, *FOLLOW, "trainer.max_steps=8", "trainer.val_every=4", "checkpoint.every=2"]
+    whole = train([*words, "trainer.devices=2", "trainer.nodes=1"], tmp_path / "whole")
+    cut = tmp_path / "cut"
+    pids = start_world(words, cut, 2, 1, kill_at_call(GPT2Module, "training_step", 11, rank), starter)
+    first = finish(pids[rank])
+    began = time.monotonic()
+    statuses = [finish(pid) for pid in pids if pid != pids[rank]]
+    assert time.monotonic() - began < 30
+    assert (first, statuses) == (-signal.SIGKILL, [7])
+    (line,) = said(cut)
+    assert re.match(rf"error: rank {rank}.*ended", line) and "goes on from the last checkpoint" in line
+    assert [finish(pid) for pid in start_world(words, cut, 2, 1, None, starter)] == [0, 0]
+    assert "goes on from step-00000004" in (cut / "log.0").read_text()
+    assert_same_run(whole, only_run(cut))
+
+
+def test_all_ranks_of_a_world_rewind_together(tmp_path: Path) -> None:
+    def broken() -> None:
+        def step(self: GPT2Module, *args: Any, there: Callable[..., Any] = GPT2Module.training_step) -> Any:
+            loss = there(self, *args)
+            return loss * float("nan") if self.global_step == 5 and not self.trainer.datamodule.skipped else loss
+
+        GPT2Module.training_step = step  # type: ignore[method-assign]
+
+    words = [*WORDS, *FOLLOW, "trainer.max_steps=8", "trainer.val_every=4", "trainer.on_nonfinite=rewind"]
+    assert run_world(words, tmp_path, 2, broken=broken) == [0, 0]
+    assert len(said(tmp_path, "warning: step 6")) == 1 and len(said(tmp_path, "goes on from step-00000004")) == 1
+
+
+@pytest.mark.slow
+def test_torchrun_itself_on_two_nodes(tmp_path: Path) -> None:
+    words = [*WORDS, "trainer=ddp", "trainer.accelerator=cpu", "trainer.max_steps=4", "trainer.val_every=4"]
+    port = ["--master-addr=127.0.0.1", "--master-port=29417"]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    nodes = []
+    for node in range(2):
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={node}", *port]
+        with (tmp_path / f"log.{node}").open("w") as log:
+            command = [*torchrun, "--nproc-per-node=1", "-m", "gpt2_lightning", *words]
+            nodes.append(subprocess.Popen(command, cwd=tmp_path, env=env, stdout=log, stderr=log))
+    assert [node.wait(280) for node in nodes] == [0, 0], said(tmp_path, "")
+    folder = only_run(tmp_path)
+    assert len(list((folder / "tensorboard").iterdir())) == 1 and len(said(tmp_path, "step 4: validation")) == 1
+    whole = train([*words, "trainer.devices=2", "trainer.nodes=1"], tmp_path / "whole")
+    assert lines(folder) == lines(whole)
