@@ -155,16 +155,31 @@ def test_a_killed_rank_ends_all_with_the_reason_and_the_command_goes_on(tmp_path
     assert_same_run(whole, only_run(cut))
 
 
+REWOUND = """
+import sys
+from gpt2_lightning import module
+from gpt2_lightning.__main__ import main
+
+def step(self, *args, there=module.GPT2Module.training_step):
+    loss = there(self, *args)
+    return loss * float("nan") if self.global_step == 5 and not self.trainer.datamodule.skipped else loss
+
+module.GPT2Module.training_step = step
+sys.exit(main())
+"""
+
+
+@pytest.mark.slow
 def test_all_ranks_of_a_world_rewind_together(tmp_path: Path) -> None:
-    def broken() -> None:
-        def step(self: GPT2Module, *args: Any, there: Callable[..., Any] = GPT2Module.training_step) -> Any:
-            loss = there(self, *args)
-            return loss * float("nan") if self.global_step == 5 and not self.trainer.datamodule.skipped else loss
-
-        GPT2Module.training_step = step  # type: ignore[method-assign]
-
     words = [*WORDS, *FOLLOW, "trainer.max_steps=8", "trainer.val_every=4", "trainer.on_nonfinite=rewind"]
-    assert run_world(words, tmp_path, 2, broken=broken) == [0, 0]
+    world = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    ranks = []
+    for rank in range(2):
+        env = os.environ | world | {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "MASTER_PORT": "29418", "OMP_NUM_THREADS": "1"}
+        with (tmp_path / f"log.{rank}").open("w") as log:
+            command = [sys.executable, "-c", REWOUND, *words]
+            ranks.append(subprocess.Popen(command, cwd=tmp_path, env=env, stdout=log, stderr=log))
+    assert [rank.wait(120) for rank in ranks] == [0, 0], said(tmp_path, "")
     assert len(said(tmp_path, "warning: step 6")) == 1 and len(said(tmp_path, "goes on from step-00000004")) == 1
 
 
