@@ -14,7 +14,7 @@ from tests.conftest import Command
 SOURCE = Path(gpt2_lightning.__file__).parent
 ROOT = Path(__file__).parents[1]
 ROOMS = {
-    "hydra": {"config", "sweep.space"},
+    "hydra": {"config", "flags", "sweep.space"},
     "omegaconf": {"config"},
     "lightning": {"module", "data.stream", "run", "dashboard", "keeper", "strategy", "trainer"},
     "optuna": {
@@ -38,13 +38,14 @@ ROOMS = {
     "transformers": set(),
     "lm_eval": {"evaluation.harness"},
     "huggingface_hub": {"data.hub", "pretrained"},
+    "submitit": {"slurm"},
     "sacrebleu": {"tasks.translation"},
 }
-HEIGHT = ["errors", "processor", "settings", "world", "config", "lock", "signals", "folder", "report", "servers", "weights",
+HEIGHT = ["errors", "processor", "settings", "world", "config", "flags", "lock", "signals", "folder", "report", "servers", "weights",
           "decoder", "shards", "loss", "optimizer", "metrics", "text_metrics", "tasks", "checkpoint", "nanogpt", "pretrained",
           "data", "generation", "export", "guard", "module", "board", "evaluation", "inspection", "dashboard", "ranks",
           "keeper", "strategy", "trainer", "run", "trial", "study_board", "sweep",
-          "__main__"]  # fmt: skip
+          "slurm", "__main__"]  # fmt: skip
 
 
 def modules() -> dict[str, set[str]]:

@@ -5,17 +5,19 @@ One number: help, lists and configuration errors import no torch, which alone wo
 """
 
 import os
+import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gpt2_lightning.errors import ConfigError, OutputError, PlatformError
 
 if TYPE_CHECKING:
-    from gpt2_lightning.config import RunConfig
+    from gpt2_lightning.config import RunConfig, Variants
 
 HELP = """usage: python -m gpt2_lightning [command] [key=value ...]
 
@@ -39,6 +41,8 @@ HELP = """usage: python -m gpt2_lightning [command] [key=value ...]
   key=value         another value of a key:    optimizer.lr=3e-4  loss.beta=1e-3  trainer.max_steps=2000
   init=NAME|PATH    start from weights:        gpt2, gpt2-medium, gpt2-large, gpt2-xl, transformers' folder, nanoGPT's ckpt.pt
   trainer=ddp|fsdp  all devices there are, or all ranks of torchrun or srun; trainer.batch_tokens is their global batch
+  launch=slurm      as a job of Slurm, a study as sweep.agents=N of them: launch.partition launch.time launch.nodes
+                    launch.gpus_per_node launch.account launch.options.NAME ...; dry_run=true shows the script
   --multirun        try every combination of key=a,b ...: a study of its own, each a run
   --cfg job         show the composed configuration and stop
   traceback=true    show where an error came from
@@ -99,8 +103,12 @@ def train(overrides: list[str]) -> None:
     if is_study(overrides):
         return sweep(overrides)
     try:
-        config = read_run(overrides)
+        config, launch, dry_run = read_run(overrides)
         check_output(config.run.folder)
+        if launch.kind == "slurm":
+            from gpt2_lightning.slurm import submit_run
+
+            return submit_run(overrides, config, launch, dry_run)
         world = find_world(config.trainer)
     except PlatformError:
         if may_speak():
@@ -120,26 +128,46 @@ def train(overrides: list[str]) -> None:
     run.train(config, signals)
 
 
-def read_run(overrides: list[str]) -> "RunConfig":
-    """The run that the words, a run's own file or a study's best ask for; raises ConfigError."""
-    from gpt2_lightning.config import compose_config, load_config, read_overrides
+def read_run(overrides: list[str]) -> "tuple[RunConfig, Any, bool]":
+    """The run that the words, a run's own file or a study's best ask for; how it is to be started, and whether only to be shown.
+
+    Raises ConfigError.
+    """
+    from gpt2_lightning.config import Variants, load_config, read_overrides
 
     check_arguments(overrides)
     given = {key: value for key, _, value in (w.partition("=") for w in overrides) if key in ("config", "best")}
     rest = [word for word in overrides if word.partition("=")[0] not in given]
-    if "best" in given:
-        from gpt2_lightning.sweep.command import best_file
-
-        outputs = [word.partition("=")[2] for word in rest if word.startswith("run.folder=")]
-        return load_config(str(best_file(given["best"], *outputs[-1:])), rest)
     if given:
-        return load_config(given["config"], rest)
+        of_start = [word for word in rest if re.match(r"\+*(launch(\.[^=]*)?|dry_run)=", word)]
+        rest = [word for word in rest if word not in of_start]
+        return load_config(given_file(given, rest), rest), *read_start(Variants(of_start))
     _, offered = read_overrides(rest)
     if offered:
         key, text = next(iter(offered.items()))
         remedy = "Add +sweeps=NAME or sweep.n_trials=... to search, or --multirun to try them all"
         raise ConfigError("several values", key=key, value=text, rule="is more than a run can have", remedy=remedy)
-    return compose_config(rest)
+    variants = Variants(rest)
+    return variants.at({}), *read_start(variants)
+
+
+def given_file(given: dict[str, str], rest: list[str]) -> str:
+    """The settings' file that ``config=`` or ``best=`` means; raises ConfigError."""
+    if "best" not in given:
+        return given["config"]
+    from gpt2_lightning.sweep.command import best_file
+
+    outputs = [word.partition("=")[2] for word in rest if word.startswith("run.folder=")]
+    return str(best_file(given["best"], *outputs[-1:]))
+
+
+def read_start(variants: "Variants") -> tuple[Any, bool]:
+    """How to start, and whether only to show it; raises ConfigError where there is nothing to show."""
+    launch, dry_run = variants.start()
+    if dry_run and launch.kind == "local":
+        remedy = "Add launch=slurm to see its script, or --cfg job to see the configuration"
+        raise ConfigError("dry run", key="dry_run", value="true", rule="needs a scheduler to be shown", remedy=remedy)
+    return launch, dry_run
 
 
 def check_arguments(words: list[str]) -> None:
@@ -158,8 +186,17 @@ def sweep(words: list[str]) -> None:
     """Begin a study, go on with it, or join it."""
     check_arguments(words)
     from gpt2_lightning.sweep.command import study
+    from gpt2_lightning.sweep.plan import read_plan
 
-    study(words)
+    plan = read_plan(words)
+    launch, dry_run = read_start(plan.variants)
+    if launch.kind == "slurm":
+        from gpt2_lightning.slurm import submit_study
+
+        return submit_study(words, plan, launch, dry_run)
+    if plan.sweep.agents > 1:
+        raise plan.sweep.refuse("agents", "are started by launch=slurm", "Set sweep.slots for more trials at a time here")
+    study(plan)
 
 
 def multirun(words: list[str]) -> None:
@@ -177,6 +214,7 @@ def trial(words: list[str]) -> None:
     from gpt2_lightning.world import own_rank
 
     given = dict(word.split("=", 1) for word in words)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # Slurm says it to the whole job; the agent stops its trials
     other = own_rank(None) > 0
     if "GPT2_LIGHTNING_AGENT" in os.environ and not other:
         end_with_parent(int(os.environ["GPT2_LIGHTNING_AGENT"]))
@@ -369,7 +407,7 @@ def list_options(words: list[str]) -> None:
 
 def hydra_flags(words: list[str]) -> None:
     """Hand flags such as --cfg and --info to Hydra itself."""
-    from gpt2_lightning.config import show_with_hydra
+    from gpt2_lightning.flags import show_with_hydra
 
     show_with_hydra([word for word in words if word not in ("train", "sweep")])
 

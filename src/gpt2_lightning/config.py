@@ -5,7 +5,6 @@ the schema and hold the ranges; the rules between parts are here. Imports no tor
 """
 
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -18,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -28,6 +27,7 @@ from gpt2_lightning.errors import UNSET, ConfigError, first_line
 from gpt2_lightning.settings.augment import AugmentConfig
 from gpt2_lightning.settings.data import TOKENIZERS, DataConfig
 from gpt2_lightning.settings.decoder import DecoderConfig
+from gpt2_lightning.settings.launch import LAUNCHERS, LaunchConfig
 from gpt2_lightning.settings.loss import LossConfig
 from gpt2_lightning.settings.optimizer import OPTIMIZERS, OptimizerConfig, ScheduleConfig
 from gpt2_lightning.settings.pretrained import RELEASED, require_fit
@@ -39,8 +39,8 @@ from gpt2_lightning.settings.trainer import BoardConfig, CheckpointConfig, RunSe
 
 __all__ = [
     "RunConfig", "Variants", "comparable", "compose_config", "compose_study", "config_folder", "differences",
-    "from_plain", "group_options", "load_config", "option_settings", "parse_override", "read_overrides", "take_storage",
-    "to_yaml",
+    "from_plain", "group_options", "in_order", "load_config", "option_settings", "parse_override", "read_overrides",
+    "register_schema", "search_path", "take_storage", "to_yaml",
 ]  # fmt: skip
 
 CHANGEABLE = (  # read anew at every step or start; all else is in the weights, the optimizer's state or the order of the data
@@ -48,7 +48,7 @@ CHANGEABLE = (  # read anew at every step or start; all else is in the weights, 
     "data.workers", "data.batch_size", "data.val_batches", "data.accept_changes", "resume",
     "task.eval_records", "task.shown", "task.beams", "task.max_new_tokens", "task.head",
 )  # fmt: skip
-FREE = r"\+*sweep\.(params|constraints|sampler_options|pruner_options)\b"
+FREE = r"\+*(sweep\.(params|constraints|sampler_options|pruner_options)|launch\.options)\b"
 LAYERS = ("experiment", "sweeps", "debug")  # files that change many groups: later ones win
 
 
@@ -98,9 +98,11 @@ class RunConfig(Settings):
 
 @dataclass(kw_only=True, slots=True)
 class Composed(RunConfig):
-    """What Hydra composes: a run, and the study that it may be a trial of."""
+    """What Hydra composes: a run, the study that it may be a trial of, and how it is started or only shown."""
 
     sweep: SweepConfig = field(default_factory=SweepConfig)
+    launch: LaunchConfig = MISSING
+    dry_run: bool = False
 
 
 def config_folder() -> Path:
@@ -136,11 +138,12 @@ def option_settings(group: str, name: str) -> dict[str, Any]:
 
 
 def register_schema() -> None:
-    """Tell Hydra the types; optimizers are a group of types."""
+    """Tell Hydra the types; optimizers and launchers are groups of types."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Composed)
-    for name, settings in OPTIMIZERS.items():
-        store.store(group="optimizer", name=f"{name}_settings", node=settings)
+    for group, types in {"optimizer": OPTIMIZERS, "launch": LAUNCHERS}.items():
+        for name, settings in types.items():
+            store.store(group=group, name=f"{name}_settings", node=settings)
 
 
 def compose_config(overrides: list[str]) -> RunConfig:
@@ -189,6 +192,11 @@ class Variants:
                 if key not in options:
                     OmegaConf.update(composed, key, value)
             return instantiate(composed)
+
+    def start(self) -> tuple[LaunchConfig, bool]:
+        """How the run or study is to be started, and whether that is only to be shown; raises ConfigError."""
+        self.at({})
+        return build(self.read["[]"].launch), self.read["[]"].dry_run
 
 
 @contextmanager
@@ -426,23 +434,8 @@ def no_such_key(key: str, value: Any, keys: list[str], place: str = "") -> Confi
     near = get_close_matches(key, [k for k in keys if k != key], n=1, cutoff=0.5)
     last = [k for k in keys if k != key and k.rpartition(".")[2] == key.rpartition(".")[2]]
     guess = (last or near or [""])[0]
+    kinds = [kind for kind, has in LAUNCHERS.items() if key.removeprefix("launch.") in {f.name for f in fields(has)}]
+    if key.startswith("launch.") and kinds:
+        guess = f"{key} with launch={kinds[0]}"
     remedy = f"Did you mean {guess}?" if guess else "The keys are those of config.yaml in any run's folder"
     return ConfigError(f"unknown key{place}", key=key, value=value, rule="no setting has this name", remedy=remedy)
-
-
-def show_with_hydra(words: list[str]) -> None:
-    """Let Hydra answer its own flags, which show and run nothing; raises ConfigError for what could not run."""
-    import hydra
-
-    register_schema()
-    flags = [word for word in words if word.startswith("-")]
-    if not flags or flags[0] not in ("--cfg", "-c", "--info", "-i", "--resolve", "--package", "-p"):
-        raise ConfigError("flag", key="flag", value=flags[0], rule="is not known", remedy="See --help")
-    changes, _ = take_storage([word for word in words if "=" in word and not word.startswith("-")])
-    plain, offered = read_overrides(changes)
-    compose_study(plain)
-    space = ",".join(f"{key}:{QuotedString(text, Quote.single).with_quotes()}" for key, text in offered.items())
-    asked = [word for word in words if "=" not in word or word.startswith("-")]
-    plain += [f"sweep.params={{{space}}}"] if space else []
-    sys.argv = [sys.argv[0], *asked, *in_order(plain), search_path()]
-    hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")(lambda _: None)()

@@ -43,6 +43,7 @@ class SweepConfig(Settings):
     decode_rows: int = setting(32, "validation rows that are continued to judge decode-time settings", at_least=1)
     decode_tokens: int = setting(64, "new tokens of each of them", at_least=1)
     slots: int | None = setting(None, "trials at a time (none: one for each group of devices)", at_least=1)
+    agents: int = setting(1, "agents that launch=slurm starts, each on a machine of its own", at_least=1)
     devices_per_trial: int = setting(1, "devices of a trial, each a rank", at_least=1)
     storage: str = setting("journal", "where the study is kept: journal, sqlite, or a database's URL")
     retries: int = setting(3, "starts without progress of a trial that was killed", at_least=0)

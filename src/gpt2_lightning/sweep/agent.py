@@ -25,7 +25,7 @@ from optuna.trial import TrialState
 from gpt2_lightning.config import RunConfig, load_config, to_yaml
 from gpt2_lightning.errors import ConfigError, OutputError, StudyError, first_line
 from gpt2_lightning.folder import write_whole
-from gpt2_lightning.lock import living_holder, machine
+from gpt2_lightning.lock import job_id, living_holder, machine
 from gpt2_lightning.signals import Interrupted
 from gpt2_lightning.sweep.ledger import Claim, Ledger, Lost, Root, finished
 from gpt2_lightning.sweep.outcome import Reports, broken_by, classify, for_optuna, log_tail
@@ -67,7 +67,7 @@ class Agent:
 
     def run(self) -> list[Row]:
         """Work until every trial of the study has its outcome; raises Interrupted at a signal, after handing back."""
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if job_id() else [])):
             signal.signal(number, self.note_signal)
         self.ledger.patience.while_waiting = self.heed
         try:

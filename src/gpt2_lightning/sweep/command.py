@@ -1,8 +1,9 @@
-"""The command that begins, goes on with and joins a study: words in; a study run to its end out.
+"""The command that begins, goes on with and joins a study: a plan in; a study run to its end out.
 
 One number: 1 command for all three: a study that is there, asked the same, goes on to its total.
 """
 
+import signal
 import sys
 from dataclasses import replace
 from functools import partial
@@ -10,25 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_lightning.errors import ConfigError, StudyError, first_line
-from gpt2_lightning.signals import Interrupted
+from gpt2_lightning.signals import Interrupted, requeue
 from gpt2_lightning.sweep.agent import Agent
 from gpt2_lightning.sweep.ledger import Ledger, finished
-from gpt2_lightning.sweep.plan import Plan, read_plan
+from gpt2_lightning.sweep.plan import Plan
 from gpt2_lightning.sweep.pool import make_slots
 from gpt2_lightning.sweep.record import write_record
 from gpt2_lightning.sweep.storage import Patience, asked_storage, open_storage
 from gpt2_lightning.sweep.summary import rows_of, shown, summary
 from gpt2_lightning.sweep.view import View
 
-__all__ = ["best_file", "study"]
+__all__ = ["begin", "best_file", "study"]
 
 PATIENCE_SECONDS = 600.0
 OWN_FILE = {"journal": "journal.log", "sqlite": "study.db"}  # in the study's folder
 
 
-def study(words: list[str]) -> None:
-    """Run the study that the words ask for; raises PlatformError."""
-    plan = read_plan(words)
+def study(plan: Plan) -> None:
+    """Run a study to its end; raises PlatformError."""
     slots = make_slots(plan.sweep, plan.base.trainer)
     plan.folder.parent.mkdir(parents=True, exist_ok=True)
     patience = Patience(seconds=PATIENCE_SECONDS)
@@ -38,10 +38,18 @@ def study(words: list[str]) -> None:
     agent = Agent(plan, ledger, slots, view)
     try:
         agent.run()
-    except Interrupted:
+    except Interrupted as error:
         conclude(plan, ledger)
+        if error.number == signal.SIGUSR1:
+            view.note(requeue())
         raise
     conclude(plan, ledger)
+
+
+def begin(plan: Plan) -> Plan:
+    """Begin a study that others will run, or find it there, as the plan it has; raises PlatformError."""
+    plan.folder.parent.mkdir(parents=True, exist_ok=True)
+    return open_study(plan, Patience(seconds=0.0))[0]
 
 
 def conclude(plan: Plan, ledger: Ledger) -> None:

@@ -33,7 +33,8 @@ from gpt2_lightning.tasks.catalogue import load_task
 
 __all__ = ["Plan", "fingerprint", "multirun_words", "read_plan"]
 
-OF_ENGINE = ("run", "resume", "resume_allow", "sweep", "hydra", "trainer.devices", "trainer.accelerator", "trainer.threads")
+OF_ENGINE = ("run", "resume", "resume_allow", "sweep", "hydra", "launch", "dry_run", "trainer.devices", "trainer.accelerator",
+             "trainer.threads")  # fmt: skip
 PENALISED = ("train/loss", "train/penalty")
 OF_VALIDATION = ("cross_entropy", "perplexity", "bits_per_byte", "accuracy")
 OF_GENERATION = ("perplexity_gap", "perplexity", "distinct_1", "distinct_2", "distinct_3", "repetition", "self_bleu", "zipf",

@@ -52,9 +52,16 @@ def make_slots(config: SweepConfig, trainer: TrainerConfig) -> list[Slot]:
         raise MachineError("devices of a trial", key="sweep.devices_per_trial", value=n, rule=rule)
     groups = [tuple(gpus[i : i + n]) for i in range(0, len(gpus) - n + 1, n)] or [()]
     count = config.slots or len(groups)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = None if count * n == 1 else max(1, cores // (count * n))
+    cores, whole = own_cores()
+    threads = None if count * n == 1 and whole else max(1, cores // (count * n))
     return [Slot(i, groups[i % len(groups)], threads) for i in range(count)]
+
+
+def own_cores() -> tuple[int, bool]:
+    """How many cores are this process's, and whether torch would find as many: Slurm need not bind what it counts."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    counted = int(os.environ.get("SLURM_CPUS_ON_NODE", bound))
+    return min(bound, counted), counted >= bound
 
 
 def visible_gpus() -> list[str]:

@@ -30,7 +30,7 @@ from sqlalchemy import URL, event, exc, make_url
 
 from gpt2_lightning.errors import OutputError, PlatformError, StudyError, first_line
 
-__all__ = ["JournalFile", "Patience", "asked_storage", "open_storage", "redacted"]
+__all__ = ["DEFAULT", "VARIABLE", "JournalFile", "Patience", "asked_storage", "open_storage", "redacted"]
 
 T = TypeVar("T")
 DEFAULT: Final = "journal"
