@@ -1,7 +1,8 @@
-"""A run and a study as jobs of Slurm, as far as that can be seen without Slurm: the script, what is handed on, what is refused."""
+"""A run and a study as jobs of Slurm, as far as that can be seen without it: the script, what is handed on, what is refused."""
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from tests.conftest import Command
 RUN = ("+experiment=quickstart", "launch=slurm")
 STUDY = (*RUN, "+sweeps=lr")
 SECRET = "s3cret-Canary"
+DOCS = (Path(__file__).parents[1] / "docs/slurm.md").read_text(encoding="utf-8")
 URL = f"postgresql://me:{SECRET}@127.0.0.1:1/study"
 
 
@@ -57,7 +59,7 @@ def test_a_run_gets_what_was_asked_for(here: Path, capsys: pytest.CaptureFixture
     assert words[1:7] == ["-u", "-m", "gpt2_lightning", "train", "+experiment=quickstart", "seed=3"]
     assert words[7:9] == ["trainer.nodes=2", "trainer.devices=4"]
     assert words[9].startswith("run.id=20") and words[10:] == ["launch=local"]
-    assert script.splitlines()[-1].startswith("setsid srun --kill-on-bad-exit=1 --cpus-per-task=8 "), "srun does not take sbatch's"
+    assert "\nsetsid srun --kill-on-bad-exit=1 --cpus-per-task=8 " in script, "srun does not take sbatch's"
     assert list(here.iterdir()) == []
 
 
@@ -78,7 +80,8 @@ def test_every_rank_is_a_task(
     assert {f"nodes={nodes}", f"ntasks-per-node={devices}"} <= options(script)
     assert [o for o in options(script) if "gpus" in o] == ([f"gpus-per-node={gpus}"] if gpus else [])
     assert f"signal={'' if nodes > 1 else 'B:'}USR1@120" in options(script)
-    assert script.splitlines()[-1].startswith("setsid srun " if nodes > 1 else f"exec {sys.executable} -u -m gpt2_lightning train ")
+    starts = "setsid srun --kill-on-bad-exit=1" if nodes > 1 else "exec"
+    assert script.splitlines()[-1].startswith(f"{starts} {sys.executable} -u -m gpt2_lightning train ")
     assert [w for w in command(script) if w.startswith(("trainer.nodes", "trainer.devices"))] == [
         f"trainer.nodes={nodes}",
         f"trainer.devices={devices}",
@@ -132,9 +135,9 @@ BAD = [
     (("launch=slurm", "launch.setup=['a\nb']"), "launch.setup", "must be lines of printable text"),
     (("launch=slurm", "launch.nodes=2", "trainer.nodes=4"), "launch.nodes = 2", "differs from trainer.nodes = 4"),
     (("launch=slurm", "launch.gpus_per_node=2", "trainer.devices=1"), "launch.gpus_per_node = 2", "Set trainer.devices=2"),
-    (("launch=slurm", "launch.gpus_per_node=2", "trainer=cpu"), "launch.gpus_per_node = 2", "trainer.accelerator=cpu uses none"),
+    (("launch=slurm", "launch.gpus_per_node=2", "trainer=cpu"), "launch.gpus_per_node = 2", "=cpu uses none"),
     (("launch=slurm", "trainer.devices=null"), "trainer.devices = null", "Set launch.gpus_per_node=4"),
-    (("launch=slurm", "run.folder=\"it's\""), "run.folder", "without quotes and backslashes, for Slurm"),
+    (("launch=slurm", 'run.folder="it\'s"'), "run.folder", "without quotes and backslashes, for Slurm"),
     (("launch=slurm", "optimizer.lr=-1"), "optimizer.lr = -1", "must be at least 0"),
     (("launch=slurm", "run.name=../x"), "run.name = ../x", "must be 1 to 128 letters"),
     (("dry_run=true",), "dry_run = true", "Add launch=slurm to see its script"),
@@ -143,7 +146,7 @@ BAD = [
     (("+sweeps=lr", "launch=slurm", "sweep.agents=2", "sweep.storage=sqlite"), "sweep.storage = sqlite", "not for 2 agents"),
     (("+sweeps=lr", "launch=slurm", "sweep.agents=2", "sweep.storage=sqlite:////a"), "sqlite:////a", "not for 2 agents"),
     (("+sweeps=lr", "launch=slurm", "launch.nodes=2"), "launch.nodes = 2", "Set sweep.agents=2: each has a node"),
-    (("+sweeps=lr", "launch=slurm", "launch.gpus_per_node=1", "sweep.devices_per_trial=2"), "= 1", "Set launch.gpus_per_node=2"),
+    (("+sweeps=lr", "launch=slurm", "launch.gpus_per_node=1", "sweep.devices_per_trial=2"), "= 1", "devices_per_trial = 2"),
     (("+sweeps=lr", "launch=slurm", "launch.gpus_per_node=1", "trainer=cpu"), "launch.gpus_per_node = 1", "uses none"),
     (("+sweeps=lr", "launch.partition=choice(a,b)", "launch=slurm"), "launch.partition", "the engine's own to set"),
 ]
@@ -178,10 +181,16 @@ def test_a_launch_is_no_part_of_a_run(here: Path) -> None:
 
 def test_a_file_of_ones_own_is_a_cluster(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "conf/launch").mkdir(parents=True)
-    text = '# Ours\ndefaults: [slurm_settings]\npartition: a100\ntime: "8:00:00"\noptions: {qos: normal}\n'
+    (text,) = re.findall(r"```yaml\n(.*?)```", DOCS, re.S)
     (here / "conf/launch/ours.yaml").write_text(text)
-    script = shown(capsys, "+experiment=quickstart", "launch=ours", "launch.options.qos=high")
-    assert {"partition=a100", "time=8:00:00", "qos=high"} <= options(script)
+    assert {"partition=a100", "time=1-00:00:00", "qos=normal"} <= options(shown(capsys, "launch=ours"))
+    assert {"partition=a100", "qos=high"} <= options(shown(capsys, *RUN[:1], "launch=ours", "launch.options.qos=high"))
+
+
+def test_the_commands_of_the_documentation_show_their_scripts(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = re.findall(r"```bash\n(.*?)```", DOCS, re.S)
+    for line in block.splitlines():
+        assert options(shown(capsys, *shlex.split(line)[3:]))
 
 
 def test_a_runs_own_file_is_submitted_too(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,9 +200,11 @@ def test_a_runs_own_file_is_submitted_too(here: Path, capsys: pytest.CaptureFixt
 
 
 def test_every_start_of_a_job_finds_the_run_that_there_is(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = RunFolder(compose_config(["+experiment=quickstart"]))
+    run, other = (RunFolder(compose_config(["+experiment=quickstart", *words])) for words in ([], ["trainer.nodes=2"]))
     run.lock.release()
+    other.lock.release()
     assert f"run.id={run.path.name}" in command(shown(capsys, *RUN))
+    assert f"run.id={other.path.name}" in command(shown(capsys, *RUN, "launch.nodes=2"))
     new = command(shown(capsys, *RUN, "resume=never"))
     assert f"run.id={run.path.name}" not in new and "resume=auto" in new[new.index("resume=never") :]
     assert "run.id=mine" in command(shown(capsys, *RUN, "run.id=mine"))
@@ -202,7 +213,7 @@ def test_every_start_of_a_job_finds_the_run_that_there_is(here: Path, capsys: py
 
 
 def test_a_dry_run_needs_neither_slurm_nor_torch(here: Path) -> None:
-    code = "import sys; from gpt2_lightning.__main__ import main; s = main(sys.argv[1:]); assert 'torch' not in sys.modules; sys.exit(s)"
+    code = "import sys; from gpt2_lightning.__main__ import main; s = main(sys.argv[1:]); sys.exit('torch' in sys.modules or s)"
     done = subprocess.run(
         [sys.executable, "-c", code, *RUN, "dry_run=true"], env={**os.environ, "PATH": ""}, capture_output=True, text=True
     )
@@ -218,7 +229,8 @@ def sbatch(here: Path, monkeypatch: pytest.MonkeyPatch) -> Sbatch:
 
     def answer(text: str = "Submitted batch job 77", errors: str = "", status: int = 0) -> None:
         (here / "bin").mkdir()
-        code = f"import json, os, pathlib, sys\npathlib.Path({str(here / 'given')!r}).write_text(json.dumps([sys.argv[1:-1], dict(os.environ)]))"
+        note = f"pathlib.Path({str(here / 'given')!r}).write_text(json.dumps([sys.argv[1:-1], dict(os.environ)]))"
+        code = f"import json, os, pathlib, sys\n{note}"
         said = f"print({text!r})\nprint({errors!r}, file=sys.stderr)\nsys.exit({status})"
         (here / "bin/sbatch").write_text(f"#!{sys.executable}\n{code}\n{said}\n")
         (here / "bin/sbatch").chmod(0o755)
@@ -257,7 +269,7 @@ def test_a_password_is_handed_on_and_written_nowhere(
 
 
 def test_slurms_own_no_is_one_line(here: Path, sbatch: Sbatch, capsys: pytest.CaptureFixture[str]) -> None:
-    sbatch("", "sbatch: error: invalid partition specified: a\nsbatch: error: Batch job submission failed: Invalid partition", 1)
+    sbatch("", "sbatch: error: invalid partition specified: a\nsbatch: error: Batch job submission failed: Invalid name", 1)
     assert main([*RUN, "launch.partition=a"]) == 7
     said = capsys.readouterr()
     assert said.out == "" and said.err.count("\n") == 1
@@ -266,12 +278,13 @@ def test_slurms_own_no_is_one_line(here: Path, sbatch: Sbatch, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize("words", [RUN, STUDY])
-def test_without_slurm_nothing_is_begun(here: Path, sbatch: Sbatch, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
-    (here / "bin").mkdir()
-    os.environ["PATH"] = str(here / "bin")
+def test_without_slurm_nothing_is_begun(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    monkeypatch.setenv("PATH", "")
     assert main([*words]) == 7
     assert "there is no sbatch on this machine. Start the command where jobs are submitted" in capsys.readouterr().err
-    assert [path.name for path in here.iterdir()] == ["bin"]
+    assert list(here.iterdir()) == []
 
 
 def test_an_agents_threads_are_those_of_its_allocation(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Runs and studies as jobs of a real Slurm with two nodes: what they give, cancelled and requeued too, is what a direct start gives."""
+"""Runs and studies as jobs of a real Slurm with two nodes: cancelled and requeued too they give what a direct start gives."""
 
 import os
 import re
@@ -117,13 +117,14 @@ def test_agents_that_are_cancelled_and_requeued_make_the_undisturbed_study(
     tmp_path: Path,
     postgres: Postgres,  # noqa: F811
 ) -> None:
-    stage = Stage(tmp_path / "slurm", postgres.fresh_database(), "trainer.max_steps=40", "sweep.n_trials=6", "sweep.lease_seconds=3")
+    words = ("trainer.max_steps=40", "sweep.n_trials=6")
+    stage = Stage(tmp_path / "slurm", postgres.fresh_database(), *words)
     more = ("sweep.agents=2", f"sweep.storage={stage.storage}")
     job = submit(cluster, stage.folder, *stage.words, *more)
     wait_for(cluster, stage.folder, lambda: len(running(stage)) == 2)
     cluster.said("scancel", f"{job}_1")
     cluster.said("scancel", "--signal=USR1", f"{job}_0")
-    direct = Stage(tmp_path / "direct", "journal", "trainer.max_steps=40", "sweep.n_trials=6")
+    direct = Stage(tmp_path / "direct", "journal", *words)
     assert real(direct) == 0, direct.said()
     wait_for(cluster, stage.folder, lambda: cluster.jobs() == [])
     stage.assert_whole(6)
@@ -139,4 +140,3 @@ def test_agents_that_are_cancelled_and_requeued_make_the_undisturbed_study(
 def running(stage: Stage) -> list[Path]:
     """Trials that have begun and have no result."""
     return [path.parent for path in stage.study.glob("trial-*/metrics.jsonl") if not (path.parent / "result.json").exists()]
-

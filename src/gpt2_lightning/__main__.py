@@ -129,7 +129,7 @@ def train(overrides: list[str]) -> None:
 
 
 def read_run(overrides: list[str]) -> "tuple[RunConfig, Any, bool]":
-    """The run that the words, a run's own file or a study's best ask for; how it is to be started, and whether only to be shown.
+    """The run that the words, a run's own file or a study's best ask for, how to start it, and whether only to show that.
 
     Raises ConfigError.
     """

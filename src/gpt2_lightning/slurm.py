@@ -1,9 +1,9 @@
 """Slurm: a run or a study, checked, in; one job, or an array of a study's agents, submitted through submitit out.
 
-The script's command is what a person would type, with the nodes and ranks that Slurm gives it and with a ``run.id`` that is fixed
-here: every start of the job, requeued or not, finds the same folder and goes on in it.
-One number: 1 task of Slurm's for each rank of a run, and for each agent; srun starts them where there are several nodes. Choice not taken: submitit's own jobs, which unpickle a
-function: their process stands between Slurm's signals and the run, and their script says nothing of what it does.
+The script's command is what a person would type, with the nodes and ranks that Slurm gives it and with a ``run.id`` fixed here:
+every start of the job, requeued or not, finds the same folder and goes on in it.
+One number: 1 process for Slurm to signal, the command's own, on one node; on several, srun starts one for each rank. Choice not
+taken: submitit's own jobs, which unpickle a function: their process stands between Slurm's signals and the run.
 """
 
 import os
@@ -12,6 +12,7 @@ import shlex
 import shutil
 import sys
 from contextlib import redirect_stderr, suppress
+from dataclasses import replace
 from datetime import datetime
 from io import StringIO
 from pathlib import Path
@@ -32,7 +33,6 @@ __all__ = ["submit_run", "submit_study"]
 
 NOT_FOR_JOBS = ("launch", "dry_run", "run.id", "trainer.nodes", "trainer.devices", "sweep.agents", "sweep.storage")
 HANDED_ON = f': "${{{VARIABLE}:?the storage is not in the environment, which Slurm was to hand on}}"'
-# Slurm tells the batch script and the ranks to end. A script that ends ends the job; srun, told, kills the ranks while they save.
 SHIELD = "trap '' TERM  # Slurm tells the ranks, too: they save, and srun waits for them in a session of its own"
 
 
@@ -68,6 +68,7 @@ class Script(SlurmExecutor):
 def submit_run(words: list[str], config: RunConfig, launch: SlurmLaunch, dry_run: bool) -> None:
     """Submit a run, or print its script; raises PlatformError for what a start here would refuse."""
     nodes, devices = ranks(words, config, launch)
+    config = replace(config, trainer=replace(config.trainer, nodes=nodes, devices=devices))
     folder = find_folder(config, say=not dry_run)
     said = finished(folder, config) if folder else None
     if said is not None:
@@ -77,8 +78,8 @@ def submit_run(words: list[str], config: RunConfig, launch: SlurmLaunch, dry_run
     own = [f"trainer.nodes={nodes}", f"trainer.devices={devices}", f"run.id={name}"]
     own += ["resume=auto"] if config.resume == "never" else []  # the run is new, and goes on when it is requeued
     gpus = devices if launch.gpus_per_node or config.trainer.accelerator == "gpu" else None
-    options = {"job_name": config.run.name, "nodes": nodes, "ntasks_per_node": devices, "gpus_per_node": gpus}
-    script = make_script(config, launch, options, "%j")
+    job = {"job_name": config.run.name, "nodes": nodes, "ntasks_per_node": devices, "gpus_per_node": gpus}
+    script = make_script(config, launch, job, {}, [SHIELD] if nodes > 1 else [])
     command = job_command(launch, [*job_words(words), *own], nodes)
     if dry_run:
         print(script.text(command), end="")
@@ -94,10 +95,10 @@ def submit_study(words: list[str], plan: Plan, launch: SlurmLaunch, dry_run: boo
     check_study(plan, launch)
     n = plan.sweep.devices_per_trial
     gpus = launch.gpus_per_node or (n if plan.base.trainer.accelerator == "gpu" else None)
-    options = {"job_name": plan.sweep.name, "nodes": 1, "ntasks_per_node": 1, "gpus_per_node": gpus}
-    more: dict[str, Any] = {"array": f"0-{agents - 1}"} if agents > 1 else {}
+    job = {"job_name": plan.sweep.name, "nodes": 1, "ntasks_per_node": 1, "gpus_per_node": gpus}
+    array = {"array": f"0-{agents - 1}"} if agents > 1 else {}
     storage = [HANDED_ON] if "://" in asked else []
-    script = make_script(plan.base, launch, options, "%A_%a" if agents > 1 else "%j", more, storage)
+    script = make_script(plan.base, launch, job, array, storage)
     kept = [] if plan.sweep.storage == DEFAULT else [f"sweep.storage={DEFAULT if storage else asked}"]
     command = job_command(launch, [*job_words(words), *kept])
     if dry_run:
@@ -143,38 +144,35 @@ def check_study(plan: Plan, launch: SlurmLaunch) -> None:
         raise plan.sweep.refuse("storage", f"is for one machine, and not for {plan.sweep.agents} agents", remedy)
 
 
-def make_script(
-    config: RunConfig,
-    launch: SlurmLaunch,
-    options: dict[str, Any],
-    log: str,
-    more: dict[str, Any] | None = None,
-    setup: list[str] | None = None,
-) -> Script:
+def make_script(config: RunConfig, launch: SlurmLaunch, job: dict[str, Any], more: dict[str, Any], setup: list[str]) -> Script:
     """The executor of a job's script; raises ConfigError where the output folder cannot be written into it."""
     folder = Path(config.run.folder).absolute() / "slurm"
     if fault := unfit(str(folder)):
         raise ConfigError("output folder", key="run.folder", value=str(folder), rule=f"{fault}, for Slurm")
     threads = [f"export OMP_NUM_THREADS={launch.cpus_per_task}"] if launch.cpus_per_task else []
-    given = {name.replace("_", "-"): value for name, value in launch.options.items() if value not in (None, False)}
-    own: dict[str, Any] = {"output": f"{str(folder).replace('%', '%%')}/{log}.log"}
-    several = options["nodes"] > 1
-    own |= {"signal": f"{'' if several else 'B:'}USR1@{launch.signal_seconds}", **({"requeue": True} if launch.requeue else {"no-requeue": True})}
-    own |= {"time": launch.time} if launch.time else {}
     script = Script(folder)
     script.update_parameters(
-        **options,
+        **job,
         partition=launch.partition,
         account=launch.account,
         cpus_per_task=launch.cpus_per_task,
         time=None,
         wckey=None,
-        setup=[*launch.setup, *threads, *(setup or []), *([SHIELD] if several else [])],
+        setup=[*launch.setup, *threads, *setup],
         use_srun=False,
         stderr_to_stdout=True,
-        additional_parameters={**given, **own, **(more or {})},
+        additional_parameters={**own_options(folder, launch, job["nodes"], "array" in more), **more},
     )
     return script
+
+
+def own_options(folder: Path, launch: SlurmLaunch, nodes: int, array: bool) -> dict[str, Any]:
+    """The options of sbatch that submitit has no names for, or other defaults."""
+    given = {name.replace("_", "-"): value for name, value in launch.options.items() if value not in (None, False)}
+    log = f"{str(folder).replace('%', '%%')}/{'%A_%a' if array else '%j'}.log"
+    signal = f"{'B:' if nodes == 1 else ''}USR1@{launch.signal_seconds}"
+    limit = {"time": launch.time} if launch.time else {}
+    return {**given, "output": log, "signal": signal, "requeue" if launch.requeue else "no-requeue": True, **limit}
 
 
 def job_words(words: list[str]) -> list[str]:

@@ -61,6 +61,22 @@ def test_a_stopped_study_goes_on_to_its_total(tmp_path: Path, number: int, statu
     assert stage.values() == whole.values()
 
 
+def test_an_agent_whose_time_is_over_hands_back_and_is_requeued(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, fake={"ms": 20})
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/scontrol").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
+    (tmp_path / "bin/scontrol").chmod(0o755)
+    slurm = {"SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "1", "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    pid = stage.start(**slurm)
+    stage.wait_for(lambda: any(line["trial"] == "trial-002" for line in stage.audit("start")))
+    kill(pid, signal.SIGUSR1)
+    assert finish(pid) == 143, stage.said()
+    assert (tmp_path / "asked").read_text() == "requeue 77_1\n"
+    assert [line["trial"] for line in stage.audit("stopped")] == ["trial-002"]
+    assert stage.run(**slurm) == 0
+    stage.assert_whole()
+
+
 def state_of(stage: Stage, n: int) -> dict[str, Any]:
     """Every file of the first n trials, its bytes and when it was written."""
     files = [p for i in range(n) for p in (stage.study / f"trial-{i:03d}").rglob("*") if p.is_file()]

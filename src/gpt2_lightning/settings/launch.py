@@ -30,7 +30,7 @@ class LaunchConfig(Settings):
 
 @dataclass(kw_only=True, slots=True)
 class SlurmLaunch(LaunchConfig):
-    """A job of Slurm. ``options``: any other option of sbatch by its long name; ``setup``: lines of shell before the command."""
+    """A job of Slurm. ``options``: any other option of sbatch by its long name."""
 
     kind: str = setting("slurm", "what starts the work", choices=("slurm",))
     partition: str | None = setting(None, "partition of the cluster (none: its default)")
@@ -38,7 +38,7 @@ class SlurmLaunch(LaunchConfig):
     time: str | None = setting(None, "time limit, H:MM:SS or D-HH:MM:SS (none: the partition's)")
     nodes: int | None = setting(None, "nodes of a run (none: trainer.nodes)", at_least=1)
     gpus_per_node: int | None = setting(None, "GPUs of each node, of a run each a rank", at_least=1)
-    cpus_per_task: int | None = setting(None, "CPU cores of each rank, or of each agent (none: the cluster's default)", at_least=1)
+    cpus_per_task: int | None = setting(None, "CPU cores of each rank, or each agent (none: the default)", at_least=1)
     requeue: bool = setting(True, "start again where the job is preempted or its time is over")
     signal_seconds: int = setting(120, "seconds before the time limit at which a run saves and is requeued", at_least=10)
     setup: list[str] = setting([], "lines of shell before the command")
@@ -56,7 +56,8 @@ class SlurmLaunch(LaunchConfig):
             rule = "must be H:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS"
             raise self.refuse("time", rule, "Set launch.time=4:00:00; in a file in quotes, or YAML makes a number of it")
         if self.time is not None and (seconds(self.time) or 0) <= self.signal_seconds:
-            raise self.refuse("time", f"must be longer than launch.signal_seconds = {self.signal_seconds}, or nothing is trained")
+            rule = f"must be longer than launch.signal_seconds = {self.signal_seconds}, or nothing is trained"
+            raise self.refuse("time", rule)
         for name, value in self.options.items():
             self.check_option(str(name), value)
 
