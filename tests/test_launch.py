@@ -18,7 +18,9 @@ from gpt2_lightning.folder import RunFolder
 from gpt2_lightning.settings.launch import SlurmLaunch, seconds
 from gpt2_lightning.settings.sweep import SweepConfig
 from gpt2_lightning.settings.trainer import TrainerConfig
+from gpt2_lightning.sweep import pool
 from gpt2_lightning.sweep.pool import make_slots
+from gpt2_lightning.sweep.storage import VARIABLE
 from tests.conftest import Command
 
 RUN = ("+experiment=quickstart", "launch=slurm")
@@ -294,6 +296,18 @@ def test_an_agents_threads_are_those_of_its_allocation(monkeypatch: pytest.Monke
     monkeypatch.setenv("SLURM_CPUS_ON_NODE", "8")
     assert [slot.threads for slot in make_slots(SweepConfig(slots=4), trainer)] == [2] * 4
     assert [slot.threads for slot in make_slots(SweepConfig(), trainer)] == [8]
+
+
+def test_a_trial_in_an_allocation_is_a_world_of_its_own(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SLURM_JOB_ID", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_NTASKS", "RANK", "MASTER_ADDR"):
+        monkeypatch.setenv(name, "2")
+    monkeypatch.setenv("GPT2_LIGHTNING_STORAGE", URL)
+    code = "import os; print(*os.environ)"
+    monkeypatch.setattr(pool, "COMMAND", (sys.executable, "-c", code))
+    child = pool.Child([], pool.Slot(0, (), 1), here / "log")
+    child.process.wait()
+    names = (here / "log").read_text().split()
+    assert "PATH" in names and not [n for n in names if n.startswith("SLURM") or n in ("RANK", "MASTER_ADDR", VARIABLE)], names
 
 
 def test_options_are_read_whole() -> None:
