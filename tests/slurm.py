@@ -30,7 +30,7 @@ SlurmdSpoolDir={folder}/%n
 SlurmctldLogFile={folder}/ctld.log
 SlurmdLogFile={folder}/%n.log
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge/socket,cred_expire=3
+AuthInfo=socket={folder}/munge/socket
 CredType=cred/munge
 ProctrackType=proctrack/pgid
 TaskPlugin=task/none
