@@ -135,7 +135,7 @@ def test_agents_that_are_cancelled_and_requeued_make_the_undisturbed_study(
     direct = Stage(tmp_path / "direct", "journal", *words)
     hasten(cluster, stage.folder, f"{job}_0")
     assert real(direct) == 0, direct.said()
-    wait_for(cluster, stage.folder, lambda: cluster.jobs() == [])
+    wait_for(cluster, stage.folder, lambda: cluster.state(f"{job}_0") == "COMPLETED")
     stage.assert_whole(5)
     assert stage.values(5) == direct.values(5)
     logs = {n: said(stage.folder, f"{job}_{n}") for n in (0, 1)}
