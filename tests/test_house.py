@@ -41,8 +41,8 @@ ROOMS = {
     "submitit": {"slurm"},
     "sacrebleu": {"tasks.translation"},
 }
-HEIGHT = ["errors", "processor", "settings", "world", "config", "flags", "lock", "signals", "folder", "report", "servers", "weights",
-          "decoder", "shards", "loss", "optimizer", "metrics", "text_metrics", "tasks", "checkpoint", "nanogpt", "pretrained",
+HEIGHT = ["errors", "processor", "settings", "world", "config", "flags", "lock", "signals", "folder", "report", "servers",
+          "weights", "decoder", "shards", "loss", "optimizer", "metrics", "text_metrics", "tasks", "checkpoint", "nanogpt", "pretrained",
           "data", "generation", "export", "guard", "module", "board", "evaluation", "inspection", "dashboard", "ranks",
           "keeper", "strategy", "trainer", "run", "trial", "study_board", "sweep",
           "slurm", "__main__"]  # fmt: skip
