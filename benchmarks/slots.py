@@ -1,9 +1,12 @@
-"""How busy are a study's slots, how long is one idle between two trials, what does its agent cost?
+"""How busy are a study's slots, and what do its agents and its storage pay for that, at 10, 100 and 1,000 slots?
 
-In: a study whose trials sleep instead of training, most of them ended early by successive halving, on one storage. Out: the
-share of the slots' time that is used while there are trials to start; the time from a trial's end to the next one's start in
-its slot, without what a child's start takes (measured beside it); the agents' CPU per running trial; outcomes told per second.
-``--slots 10 100 1000`` prints a row for each. PostgreSQL: ``--storage postgresql://...``, the database empty.
+In: a study whose trials are sleeping shells (sleeper.sh), two thirds of them and more ended early by successive halving; its
+agents, ledger and storage are the real ones, and so is each trial's process. Out: a row for each number of slots, from when all
+slots are taken to when the last trial starts: the share of their time that is idle; the time from a trial's end to the next one's
+start in its slot; outcomes told a second; the agents' CPU; what the storage did.
+``--storage postgres`` starts a server of its own that syncs to the disk; ``postgresql://...`` takes one that is there, its
+database empty.
+Choice not taken: a run's start and its files other than those the agent reads; they are the trial's own time.
 """
 
 import argparse
@@ -12,61 +15,62 @@ import multiprocessing
 import os
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from contest import write_report
 
-from gpt2_lightning.__main__ import main as command
-from gpt2_lightning.sweep import pool
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-FAKE = (sys.executable, "-S", "-E", str(Path(__file__).parents[1] / "tests/sweep/fake_trial.py"))
+from gpt2_lightning.__main__ import main as command
+from gpt2_lightning.sweep import command as loaded  # before the agents are forked: what they import is not their work
+from gpt2_lightning.sweep import pool
+from tests.sweep.postgres import Postgres, programs
+
+SLEEPER = ("/usr/bin/env", "bash", str(Path(__file__).with_name("sleeper.sh")))
 STEPS, EVERY = 40, 10
 Line = dict[str, Any]
+Counts = dict[str, float]
 
 
 def agent(folder: Path, words: list[str], env: dict[str, str], costs: Any) -> None:
-    """One agent in a process of its own; puts its CPU seconds."""
+    """One agent in a process of its own; puts its exit status, CPU seconds and peak memory."""
     os.chdir(folder)
     os.environ.update(env)
-    pool.COMMAND = FAKE  # type: ignore[assignment]
+    pool.COMMAND = SLEEPER  # type: ignore[assignment]
     with (folder / f"log{os.getpid()}").open("w") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         status = command(["sweep", *words])
     used = resource.getrusage(resource.RUSAGE_SELF)
-    costs.put((status, used.ru_utime + used.ru_stime))
+    costs.put((status, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024))
 
 
-def study(folder: Path, slots: int, agents: int, trials: int, seconds: float, storage: str) -> tuple[list[Line], float]:
-    """Run it; returns what its trials noted, and the agents' CPU seconds."""
+def study(folder: Path, slots: int, storage: str, arguments: argparse.Namespace) -> tuple[list[Line], Counts]:
+    """Run it; returns what its trials noted, and what its agents took."""
+    agents, trials = arguments.agents, max(slots * arguments.rounds, slots + 1)
     words = ["model=nano", "trainer=cpu", "optimizer.lr=tag(log, interval(1e-4, 1e-1))", "loss.beta=interval(0, 0.05)",
-             f"sweep.name=slots{slots}", f"sweep.n_trials={trials}", f"sweep.slots={slots // agents}", "sweep.sampler=random",
-             "sweep.baseline=false", "sweep.report=false", f"trainer.max_steps={STEPS}", f"trainer.val_every={EVERY}",
-             f"checkpoint.every={EVERY}"]  # fmt: skip
-    env = {"FAKE": json.dumps({"ms": 1000 * seconds / STEPS}), "AUDIT": str(folder / "audit"), "CUDA_VISIBLE_DEVICES": ""}
-    env |= {"GPT2_LIGHTNING_STORAGE": storage}
+             f"sweep.name=slots{slots}", f"sweep.n_trials={trials}", f"sweep.slots={slots // agents}",
+             f"sweep.sampler={arguments.sampler}", "sweep.baseline=false", "sweep.report=false", f"trainer.max_steps={STEPS}",
+             f"trainer.val_every={EVERY}", f"checkpoint.every={EVERY}"]  # fmt: skip
+    env = {"STEPS": str(STEPS), "EVERY": str(EVERY), "PAUSE": str(arguments.seconds * EVERY / STEPS)}
+    env |= {"AUDIT": str(folder / "audit"), "CUDA_VISIBLE_DEVICES": "", "GPT2_LIGHTNING_STORAGE": storage}
     costs: Any = multiprocessing.Queue()
     children = [multiprocessing.Process(target=agent, args=(folder, words, env, costs)) for _ in range(agents)]
+    began = time.monotonic()
     for child in children:
         child.start()
     found = [costs.get() for _ in children]
-    if any(status for status, _ in found):
+    if any(status for status, *_ in found):
         raise SystemExit("\n".join(path.read_text()[-2000:] for path in folder.glob("log*")))
-    return [json.loads(line) for line in (folder / "audit").read_text().splitlines()], sum(cpu for _, cpu in found)
-
-
-def child_start(folder: Path) -> float:
-    """The seconds that a child takes until it trains, on this machine as it is now."""
-    began = time.perf_counter()
-    for _ in range(5):
-        code = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1] / 'src')!r}); import gpt2_lightning.signals"
-        subprocess.run([sys.executable, "-S", "-E", "-c", code], check=True, cwd=folder)
-    return (time.perf_counter() - began) / 5
+    cost = {"seconds": time.monotonic() - began, "agents_cpu": sum(cpu for _, cpu, _ in found)}
+    cost |= {"agent_memory": max(memory for *_, memory in found)}
+    return [json.loads(line) for line in (folder / "audit").read_text().splitlines()], cost
 
 
 def occupation(lines: list[Line], slots: int) -> Line:
@@ -82,39 +86,109 @@ def occupation(lines: list[Line], slots: int) -> Line:
     first, last = starts[slots - 1], starts[-1]
     used = sum(max(0.0, min(last, end) - max(first, start)) for start, end in spans)
     return {
-        "busy": used / (slots * (last - first)),
+        "filled_in": first - starts[0],
+        "idle": 1 - used / (slots * (last - first)),
         "gaps": [start - end for start, end in zip(starts[slots:], ends, strict=False)],
-        "running": sum(end - start for start, end in spans),
-        "told_a_second": len(spans) / (ends[-1] - starts[0]),
+        "trial_seconds": sum(end - start for start, end in spans) / len(spans),
+        "told_a_second": sum(first < end < last for end in ends) / (last - first),
         "pruned": sum(line["event"] == "stopped" for line in lines) / len(spans),
+        "trials": len(spans),
     }
+
+
+@contextmanager
+def opened(asked: str, folder: Path) -> Iterator[tuple[str, Callable[[], Counts]]]:
+    """The storage to ask for, and what counts its work so far."""
+    if asked == "postgres":
+        place = programs()
+        if place is None:
+            raise SystemExit("PostgreSQL is not installed: apt-get install postgresql")
+        server = Postgres(place, sync=True)
+        try:
+            yield server.url, lambda: {"server_cpu": cpu_of(server.server.pid), **transactions(server.url)}  # type: ignore[union-attr]
+        finally:
+            server.remove()
+    elif asked == "journal":
+        yield asked, lambda: journal_size(folder)
+    else:
+        yield asked, lambda: transactions(asked)
+
+
+def transactions(url: str) -> Counts:
+    """How many a database has had, and what it holds now."""
+    import psycopg
+
+    query = "SELECT xact_commit + xact_rollback, pg_database_size(datname) FROM pg_stat_database WHERE datname = current_database()"
+    with psycopg.connect(url) as connection:
+        (found,) = connection.execute(query).fetchall()
+    return {"operations": float(found[0]), "bytes": float(found[1])}
+
+
+def journal_size(folder: Path) -> Counts:
+    """Its lines, each an append and a sync to the disk, and its bytes."""
+    texts = [path.read_bytes() for path in folder.glob("outputs/sweeps/*/journal.log")]
+    return {"operations": float(sum(text.count(b"\n") for text in texts)), "bytes": float(sum(map(len, texts)))}
+
+
+def cpu_of(pid: int) -> float:
+    """CPU seconds of a server, its processes, and those that have ended."""
+    ticks = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(path.parent.name) == pid:
+            ticks += sum(map(int, fields[11:15]))
+        elif int(fields[1]) == pid:
+            ticks += sum(map(int, fields[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def measure(slots: int, arguments: argparse.Namespace) -> Line:
     """One row."""
-    with tempfile.TemporaryDirectory() as name:
-        lines, cpu = study(Path(name), slots, arguments.agents, max(slots * arguments.rounds, slots + 1), arguments.seconds,
-                           arguments.storage)  # fmt: skip
-        found = occupation(lines, slots) | {"child": child_start(Path(name))}
-    return found | {"slots": slots, "agent": cpu / found["running"]}
+    with tempfile.TemporaryDirectory() as name, opened(arguments.storage, Path(name)) as (storage, counts):
+        before = counts()
+        lines, cost = study(Path(name), slots, storage, arguments)
+        after = counts()
+    done = {key: after[key] - before.get(key, 0) for key in after}
+    return occupation(lines, slots) | cost | {"slots": slots, "storage": done}
+
+
+HEAD = ("slots", "trials", "ended early", "trial", "filled in", "idle", "gap: median", "longest", "told/s",
+        "agents' CPU", "a running trial", "memory", "storage: operations/s", "a trial", "bytes a trial", "CPU")  # fmt: skip
+
+
+def shown(row: Line) -> tuple[str, ...]:
+    """The row as text; CPU in cores, over the whole study."""
+    s, n, seconds, cpu = row["storage"], row["trials"], row["seconds"], row["agents_cpu"]
+    server = f"{s['server_cpu'] / seconds:.2f}" if "server_cpu" in s else "-"
+    return (
+        f"{row['slots']}", f"{n}", f"{row['pruned']:.0%}", f"{row['trial_seconds']:.1f} s", f"{row['filled_in']:.1f} s",
+        f"{row['idle']:.1%}", f"{statistics.median(row['gaps']):.2f} s", f"{max(row['gaps']):.2f} s",
+        f"{row['told_a_second']:.2f}", f"{cpu / seconds:.2f}", f"{cpu / (n * row['trial_seconds']):.2%}",
+        f"{row['agent_memory'] / 2**20:.0f} MiB", f"{s['operations'] / seconds:.0f}", f"{s['operations'] / n:.0f}",
+        f"{s['bytes'] / n:.0f}", server,
+    )  # fmt: skip
 
 
 def main() -> None:
     """Print a row for each number of slots."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--slots", type=int, nargs="+", default=[8])
-    parser.add_argument("--agents", type=int, default=1)
+    parser.add_argument("--agents", type=int, default=1, help="that share the slots")
     parser.add_argument("--rounds", type=int, default=6, help="trials a slot")
     parser.add_argument("--seconds", type=float, default=10.0, help="of a trial that is not ended early")
-    parser.add_argument("--storage", default="journal")
+    parser.add_argument("--storage", default="journal", help="journal, postgres, or an empty database's URL")
+    parser.add_argument("--sampler", default="random")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    rows = [measure(slots, arguments) for slots in arguments.slots]
-    print("slots  ended early  busy  idle gap: median, longest  child's start  agent's CPU a running trial  told a second")
-    for row in rows:
-        idle = f"{statistics.median(row['gaps']):16.2f} s, {max(row['gaps']):.2f} s"
-        print(f"{row['slots']:5}  {row['pruned']:11.0%}  {row['busy']:4.0%}  {idle}  {row['child']:11.2f} s"
-              f"  {row['agent']:27.2%}  {row['told_a_second']:13.1f}")  # fmt: skip
+    assert loaded
+    print(" | ".join(HEAD), flush=True)
+    rows = []
+    for slots in arguments.slots:
+        rows.append(measure(slots, arguments))
+        print(" | ".join(shown(rows[-1])), flush=True)
     write_report(arguments.json, vars(arguments), rows=rows)
 
 

@@ -40,7 +40,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
         (["generate.py", "--model", "tiny", "--rounds", "1", "--new", "8", "--precision", "bf16"], "ours_bfloat16: "),
         (["logging.py", "--models", "nano", "--rounds", "1", "--steps", "50", "--trials", "20"], "20 trials: written in"),
         (["stream.py", "--rounds", "1", "--megabytes", "8"], "text / tiktoken"),
-        (["slots.py", "--slots", "2", "--rounds", "2", "--seconds", "1"], "slots  ended early"),
+        (["slots.py", "--slots", "2", "--rounds", "2", "--seconds", "1"], "slots | trials | ended early"),
     ],
 )
 def test_a_benchmark_prints_its_ratios(tmp_path: Path, words: list[str], line: str) -> None:

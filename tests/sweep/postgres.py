@@ -38,8 +38,8 @@ def end_with_parent() -> None:
 class Postgres:
     """A server on 127.0.0.1 with one user, ``study``, and its password; as root it runs as another user, as it must."""
 
-    def __init__(self, place: Path) -> None:
-        self.place, self.port, self.databases = place, free_port(), count()
+    def __init__(self, place: Path, sync: bool = False) -> None:
+        self.place, self.port, self.databases, self.sync = place, free_port(), count(), sync
         self.folder = Path(tempfile.mkdtemp(prefix="pg-"))  # short, for the socket's path; pytest's own is closed to others
         self.identity: dict[str, int] = {}
         if os.geteuid() == 0:
@@ -73,7 +73,7 @@ class Postgres:
     def start(self) -> None:
         """Start it and wait until it answers."""
         assert threading.current_thread() is threading.main_thread(), "the server ends with the thread that started it"
-        words = ["-p", str(self.port), "-h", "127.0.0.1", "-k", str(self.folder), "-F"]
+        words = ["-p", str(self.port), "-h", "127.0.0.1", "-k", str(self.folder), *([] if self.sync else ["-F"])]
         with (self.folder / "log").open("ab") as log:
             self.server = subprocess.Popen(
                 [self.place / "postgres", "-D", self.folder / "data", *words],

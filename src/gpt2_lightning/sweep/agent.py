@@ -42,12 +42,13 @@ __all__ = ["Agent"]
 
 TICK_SECONDS = 0.1
 REAP_SECONDS = 2.0
+REAPS = 10  # that would fit between two of them: at most a tenth of the time goes into looking at the whole study
+FILL_SECONDS = 1.0  # of starting trials in a row
 STOP_SECONDS = 120.0  # a child's time to save and end
 WAIT_SECONDS = 5.0  # before what may pass is tried again: a folder held by a process elsewhere, a full disk
 MOST_WAITS = 60
 FULL_BYTES = 2**20
 RECORD_SECONDS = 15.0  # between two looks of others at trials that run
-DRAW_SECONDS = 0.5
 LEAVE_SECONDS = 5.0  # for the storage to answer an agent that is ending
 
 
@@ -58,7 +59,8 @@ class Agent:
         self.plan, self.ledger, self.slots, self.view = plan, ledger, slots, view
         self.work: dict[int, Work] = {}
         self.rows: list[Row] = []
-        self.reaped = self.tried = self.drawn = self.recorded = 0.0
+        self.twins: dict[str, str] = {}
+        self.reaped = self.reap_took = self.tried = self.recorded = 0.0
         self.signal = 0
         self.dirty = True
         self.samplers: dict[str, list[dict[str, Any]]] = {}
@@ -118,23 +120,27 @@ class Agent:
 
     def reap(self) -> bool:
         """Now and then: queue again what is left behind, and look at the whole study; returns whether it was time."""
-        last = self.dirty and not self.work
-        if time.monotonic() - self.reaped < min(REAP_SECONDS, self.ledger.lease_seconds / 4) and not last:
+        last, most = self.dirty and not self.work, self.ledger.lease_seconds / 4
+        if time.monotonic() - self.reaped < min(max(REAP_SECONDS, REAPS * self.reap_took), most) and not last:
             return False
+        began = time.monotonic()
         for text in self.ledger.reap():
             self.view.note(text)
-        roots = self.ledger.roots()
+        roots = self.ledger.roots(self.ledger.recent())
+        running = {t.number for root in roots for t in root.attempts if t.state == TrialState.RUNNING}
         for work in list(self.work.values()):
-            self.guarded(work, partial(self.require, roots))
+            self.guarded(work, partial(self.require, running))
         self.rows = rows_of(roots)
+        self.twins = {row.outcome.get("fingerprint", ""): row.name for row in reversed(self.rows) if row.state == "complete"}
         if self.dirty or time.monotonic() - self.recorded > RECORD_SECONDS:
             self.write_tables(roots)
         self.reaped, self.dirty = time.monotonic(), False
+        self.reap_took = self.reaped - began
         return True
 
-    def require(self, roots: list[Root], work: Work) -> None:
+    def require(self, running: set[int], work: Work) -> None:
         """Raise Lost where a trial is not this agent's any more, as after a long pause."""
-        if not any(t.number == work.claim.number and t.state == TrialState.RUNNING for root in roots for t in root.attempts):
+        if work.claim.number not in running:
             raise Lost
 
     def write_tables(self, roots: list[Root]) -> None:
@@ -174,12 +180,11 @@ class Agent:
         return missing
 
     def refill(self) -> None:
-        """A trial for every free slot, as long as there are any."""
+        """A trial for every free slot, as long as there are any; of many slots a part, so that running trials are looked at."""
+        end = time.monotonic() + FILL_SECONDS
         for slot in [slot for slot in self.slots if slot.index not in self.work]:
-            if time.monotonic() < self.tried:
+            if not self.tried <= time.monotonic() < end:
                 return
-            if self.dirty:
-                self.rows = rows_of(self.ledger.roots())
             claim = self.ledger.claim(self.plan.fixed)
             if claim is None:
                 self.tried = time.monotonic() + 1.0
@@ -225,7 +230,7 @@ class Agent:
         """The values of the trial's parameters, asked of the sampler where its place has none of its own."""
         if self.plan.is_baseline(claim.place) and (self.plan.outside(claim.place) or not len(self.plan.space)):
             return {}
-        return self.ledger.call(lambda: self.plan.space.ask(claim.trial))
+        return self.ledger.ask(claim, self.plan.space.ask)
 
     def settings(self, claim: Claim, slot: Slot, point: Point, more: list[str]) -> RunConfig:
         """The trial's settings: those its file has where it was begun before, on whatever machine."""
@@ -240,10 +245,8 @@ class Agent:
     def twin(self, config: RunConfig) -> Path | None:
         """The folder of a finished trial that trained the same; of any finished run where nothing but decoding is searched."""
         mark = fingerprint(config)
-        for row in self.rows:
-            folder = self.plan.folder / row.name
-            if row.state == "complete" and row.outcome.get("fingerprint") == mark and (folder / "result.json").exists():
-                return folder
+        if mark in self.twins and ((folder := self.plan.folder / self.twins[mark]) / "result.json").exists():
+            return folder
         if not len(self.plan.space):
             for result in sorted(self.plan.folder.parents[1].glob("runs/*/*/result.json"), reverse=True):
                 with suppress(ConfigError):
@@ -330,10 +333,10 @@ class Agent:
         sweep = self.plan.sweep
         if work.claim.place is None or self.plan.is_baseline(work.claim.place) or sweep.pruner == "none":
             return False
-        trial = self.ledger.call(lambda: self.ledger.storage.get_trial(work.claim.trial._trial_id))
         if len(sweep.objectives) == 1:
-            return self.ledger.call(lambda: self.ledger.study.pruner.prune(self.ledger.study, trial))
-        others = [t for t in self.ledger.trials() if t.number != trial.number]
+            return self.ledger.prunes(work.claim)
+        trial = self.ledger.renew(work.claim.trial._trial_id)
+        others = [t for t in self.ledger.recent() if t.number != trial.number]
         return halve(trial, others, sweep.directions[0], self.plan.marks[0], dict(sweep.pruner_options))
 
     def stop(self, work: Work, why: str) -> None:
@@ -395,8 +398,10 @@ class Agent:
                 self.ledger.call(partial(work.claim.trial.set_constraint, name, excess))
             outcome["broken"] = [name for name, excess in over.items() if excess > 0]
         beside = work.claim.place is None or self.plan.outside(work.claim.place)
-        outcome |= {"optuna": "FAIL"} if beside else for_optuna(outcome, self.plan.sweep, work.value, self.ledger.trials())
+        outcome |= {"optuna": "FAIL"} if beside else for_optuna(outcome, self.plan.sweep, work.value, self.ledger.recent())
         self.ledger.tell(work.claim, outcome)
+        if state == "complete":
+            self.twins.setdefault(outcome["fingerprint"], work.claim.name)
         reached = {self.plan.sweep.objectives[0]: work.value} if state == "pruned" and work.value is not None else {}
         shown = ", ".join(f"{name} {value:.4f}" for name, value in (outcome["values"] or reached).items()) or reason
         self.free(work, f"{work.claim.name} {state if state != 'failed' else f'failed ({kind})'} at step {work.step}: {shown}")
@@ -409,9 +414,8 @@ class Agent:
 
     def draw(self) -> None:
         """Show where everything is."""
-        if time.monotonic() - self.drawn < DRAW_SECONDS:
+        if not self.view.due():
             return
-        self.drawn = time.monotonic()
         lines = [work.line() for work in self.work.values()]
         ranked = rank(self.rows, self.plan)
         name = self.plan.sweep.objectives[0]

@@ -5,18 +5,22 @@ and of agents that claim the last one at once the later ones find that they have
 agent is gone is failed without an outcome, which only one can do, and the root is queued again with the same parameters; of
 two successors the older one counts. A trial is over once it has an *outcome*. Every storage has what this takes: trials are
 numbered in order, and a finished one never changes.
+Reading all trials takes a database longer the more of them run, so it is done anew for decisions only, and otherwise for a
+tenth of the time; between two readings an agent knows its own trials as they are, and others' as they were.
 One number: an agent that is dead on this machine is known at once, one elsewhere after ``lease_seconds`` without a sign of
 life.
 Choice not taken: Optuna's heartbeat, which only some storages have, and only inside ``study.optimize``.
 """
 
+import copy
 import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -29,9 +33,14 @@ from gpt2_lightning.sweep.storage import Patience
 
 __all__ = ["Claim", "Ledger", "Lost", "Root"]
 
+T = TypeVar("T")
+
 ASKED, AGENT, LEFT = "asked", "agent:", "left"
 SETTLE_SECONDS = 5.0  # for the beginner of a study to say what it is held to
 ORPHANED_SECONDS = 2.0  # between a trial's failing and its successor, unless an agent was killed there
+READINGS = 10  # of all trials, that would fit between two of them
+LONGEST_SECONDS = 1.0  # that a reading is taken to last: it may have waited for a storage that was away
+FEW = 8  # new trials that are sooner read one by one
 
 
 class Lost(Exception):
@@ -95,6 +104,9 @@ class Ledger:
         self.orphans: dict[int, float] = {}
         self.beats = 0
         self.last_beat = self.looked = 0.0
+        self.known: list[FrozenTrial] = []
+        self.read_at = self.read_seconds = 0.0
+        study.get_trials = self.shown  # type: ignore[method-assign]  # what pruners ask
         self.prepare: Callable[[int], Any] = lambda number: None
 
     @staticmethod
@@ -139,22 +151,53 @@ class Ledger:
             self.add(TrialState.COMPLETE, {"from": origin}, params=params, distributions=distributions, values=values)
 
     def trials(self) -> list[FrozenTrial]:
-        """All trials, oldest first; not to be changed."""
-        return sorted(self.call(lambda: self.storage.get_all_trials(self.id, deepcopy=False)), key=lambda t: t.number)
+        """All trials as they are, oldest first, each at the place of its number; not to be changed."""
+        began = time.monotonic()
+        self.known = sorted(self.call(lambda: self.storage.get_all_trials(self.id, deepcopy=False)), key=lambda t: t.number)
+        self.read_at = time.monotonic()
+        self.read_seconds = min(self.read_at - began, LONGEST_SECONDS)
+        return self.known
 
-    def roots(self) -> list[Root]:
+    def recent(self) -> list[FrozenTrial]:
+        """All trials: this agent's as it left them, others' as they were some readings ago."""
+        return self.trials() if time.monotonic() - self.read_at > READINGS * self.read_seconds else self.known
+
+    def shown(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
+        """The same, as Optuna asks for them."""
+        found = [t for t in self.recent() if states is None or t.state in states]
+        return copy.deepcopy(found) if deepcopy else found
+
+    def renew(self, trial_id: int) -> FrozenTrial:
+        """Read one trial anew."""
+        trial = self.call(lambda: self.storage.get_trial(trial_id))
+        if trial.number < len(self.known):
+            self.known[trial.number] = trial
+        return trial
+
+    def up_to(self, trial_id: int) -> list[FrozenTrial]:
+        """All trials: those that came since the last reading up to this one, others as they were then."""
+        trial = self.renew(trial_id)
+        if not len(self.known) <= trial.number < len(self.known) + FEW:
+            return self.trials()
+        for number in range(len(self.known), trial.number):
+            other = self.call(partial(self.storage.get_trial_id_from_study_id_trial_number, self.id, number))
+            self.known.append(self.call(partial(self.storage.get_trial, other)))
+        self.known.append(trial)
+        return self.known
+
+    def roots(self, trials: list[FrozenTrial] | None = None) -> list[Root]:
         """The study's trainings in order of their places, then those beside it."""
-        return [root for root in self.all_roots() if self.counts(root) or root.begun]
+        return [root for root in self.all_roots(trials) if self.counts(root) or root.begun]
 
     def counts(self, root: Root) -> bool:
         """Whether the root is one that this agent is to see done."""
         return root.place is None or root.place < self.n_trials
 
-    def all_roots(self) -> list[Root]:
+    def all_roots(self, trials: list[FrozenTrial] | None = None) -> list[Root]:
         """The same, and places behind the study's last that were claimed at the same time as it."""
         roots: dict[Any, Root] = {}
         beside: dict[str, Root] = {}
-        for trial in self.trials():
+        for trial in self.trials() if trials is None else trials:
             attrs = trial.user_attrs
             if "root" not in attrs:
                 continue
@@ -269,11 +312,13 @@ class Ledger:
                 if tries > 1 else []  # fmt: skip
             return there[0]._trial_id if there else self.storage.create_new_trial(self.id, template)
 
+        if state == TrialState.WAITING:
+            self.read_at = 0.0
         return self.call(create)
 
     def claim(self, fixed: Callable[[int], dict[str, Any] | None]) -> Claim | None:
         """A trial that is queued, or the next place's; None while all are taken. ``fixed``: what a place has from the start."""
-        roots = [root for root in self.all_roots() if self.counts(root)]
+        roots = [root for root in self.all_roots(self.recent()) if self.counts(root)]
         for trial in (t for root in roots for t in root.attempts if t.state == TrialState.WAITING):
             if self.win(trial) and (found := self.mine(trial._trial_id, fixed)):
                 return found
@@ -293,7 +338,8 @@ class Ledger:
 
     def mine(self, trial_id: int, fixed: Callable[[int], dict[str, Any] | None]) -> Claim | None:
         """The claim on a running trial; None where the study is full or its root has an older one, and it is let go."""
-        root, trial = next((r, t) for r in self.all_roots() for t in r.attempts if t._trial_id == trial_id)
+        roots = self.all_roots(self.up_to(trial_id))
+        root, trial = next((r, t) for r in roots for t in r.attempts if t._trial_id == trial_id)
         older = [
             t for t in root.attempts if t.number < trial.number and (not t.state.is_finished() or "outcome" in t.user_attrs)
         ]
@@ -304,9 +350,20 @@ class Ledger:
         if given and "fixed_params" not in trial.system_attrs:
             self.call(lambda: self.storage.set_trial_system_attr(trial_id, "fixed_params", given))
         self.study.sampler = self.prepare(trial.number if root.place is None else root.place) or self.study.sampler
-        self.study._thread_local.cached_all_trials = None  # as study.ask does, or the sampler sees the first trials for ever
+        self.study._thread_local.cached_all_trials = self.known  # where samplers look; study.ask has them read all anew
         made = self.call(lambda: optuna.Trial(self.study, trial_id))
         return Claim(made, root.name, root.place, {**trial.user_attrs})
+
+    def ask(self, claim: Claim, what: Callable[[optuna.Trial], T]) -> T:
+        """Have the sampler propose a trial's parameters by all that is known, the trials that this agent has told among it."""
+        asked = self.call(lambda: what(claim.trial))
+        self.renew(claim.trial._trial_id)
+        return asked
+
+    def prunes(self, claim: Claim) -> bool:
+        """What the pruner says of a trial's last report."""
+        trial = self.renew(claim.trial._trial_id)
+        return self.call(lambda: self.study.pruner.prune(self.study, trial))
 
     def enqueue(self, name: str, attrs: dict[str, Any]) -> None:
         """Queue a training beside the study, once for a name."""
@@ -339,6 +396,7 @@ class Ledger:
             trial = self.call(lambda: self.storage.get_trial(claim.trial._trial_id))
             if trial.user_attrs.get("outcome") != outcome:
                 raise Lost
+        self.renew(claim.trial._trial_id)
 
     def end(self, trial_id: int, outcome: dict[str, Any]) -> bool:
         """Write the outcome down, then finish the trial; False where it was finished."""

@@ -47,17 +47,22 @@ class View:
         self.clear()
         self.write(f"{printable(text)}\n")
 
+    def due(self) -> bool:
+        """Whether it is time to show everything."""
+        return time.monotonic() - self.last >= (DRAW_SECONDS if self.in_place else PLAIN_SECONDS)
+
     def show(self, total: str, slots: list[SlotLine]) -> None:
-        """The slots and the study, where it is time."""
-        now = time.monotonic()
-        if now - self.last < (DRAW_SECONDS if self.in_place else PLAIN_SECONDS):
+        """The slots, on a terminal as many as it has room for, and the study, where it is time."""
+        if not self.due():
             return
-        self.last = now
-        width = shutil.get_terminal_size().columns - 1
+        self.last = time.monotonic()
+        width, height = shutil.get_terminal_size()
         lines = [printable(f"  {line}") for line in slots]
         if self.in_place:
             self.clear()
-            lines = [line[:width] for line in (*lines, total)]
+            room = max(1, height - 3)
+            more = [f"  ... and {len(lines) - room} more"] if len(lines) > room else []
+            lines = [line[: width - 1] for line in (*lines[:room], *more, total)]
             self.drawn = len(lines)
         else:
             lines = [total, *lines]
