@@ -2,8 +2,8 @@
 
 In: a study whose trials are sleeping shells (sleeper.sh), two thirds of them and more ended early by successive halving; its
 agents, ledger and storage are the real ones, and so is each trial's process. Out: a row for each number of slots, from when all
-slots are taken to when the last trial starts: the share of their time that is idle; the time from a trial's end to the next one's
-start in its slot; outcomes told a second; the agents' CPU; what the storage did.
+slots are taken to when the last trial starts: the share of their time that is idle; the time from a trial's end to the next
+one's start in its slot; outcomes told a second; the agents' CPU; what the storage did.
 ``--storage postgres`` starts a server of its own that syncs to the disk; ``postgresql://...`` takes one that is there, its
 database empty.
 Choice not taken: a run's start and its files other than those the agent reads; they are the trial's own time.
@@ -118,9 +118,9 @@ def transactions(url: str) -> Counts:
     """How many a database has had, and what it holds now."""
     import psycopg
 
-    query = "SELECT xact_commit + xact_rollback, pg_database_size(datname) FROM pg_stat_database WHERE datname = current_database()"
+    query = "SELECT xact_commit + xact_rollback, pg_database_size(datname) FROM pg_stat_database"
     with psycopg.connect(url) as connection:
-        (found,) = connection.execute(query).fetchall()
+        (found,) = connection.execute(f"{query} WHERE datname = current_database()").fetchall()
     return {"operations": float(found[0]), "bytes": float(found[1])}
 
 

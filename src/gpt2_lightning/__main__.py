@@ -43,6 +43,7 @@ HELP = """usage: python -m gpt2_lightning [command] [key=value ...]
   trainer=ddp|fsdp  all devices there are, or all ranks of torchrun or srun; trainer.batch_tokens is their global batch
   launch=slurm      as a job of Slurm, a study as sweep.agents=N of them: launch.partition launch.time launch.nodes
                     launch.gpus_per_node launch.account launch.options.NAME ...; dry_run=true shows the script
+  launch=ray        a study's trials on a Ray cluster: launch.address=HOST:PORT launch.cpus
   --multirun        try every combination of key=a,b ...: a study of its own, each a run
   --cfg job         show the composed configuration and stop
   traceback=true    show where an error came from
@@ -109,6 +110,9 @@ def train(overrides: list[str]) -> None:
             from gpt2_lightning.slurm import submit_run
 
             return submit_run(overrides, config, launch, dry_run)
+        if launch.kind == "ray":
+            rule, remedy = "is for studies, whose trials it runs", "Add +sweeps=NAME, or take launch=slurm for one run"
+            raise ConfigError("launch", key="launch", value="ray", rule=rule, remedy=remedy)
         world = find_world(config.trainer)
     except PlatformError:
         if may_speak():
@@ -164,7 +168,7 @@ def given_file(given: dict[str, str], rest: list[str]) -> str:
 def read_start(variants: "Variants") -> tuple[Any, bool]:
     """How to start, and whether only to show it; raises ConfigError where there is nothing to show."""
     launch, dry_run = variants.start()
-    if dry_run and launch.kind == "local":
+    if dry_run and launch.kind != "slurm":
         remedy = "Add launch=slurm to see its script, or --cfg job to see the configuration"
         raise ConfigError("dry run", key="dry_run", value="true", rule="needs a scheduler to be shown", remedy=remedy)
     return launch, dry_run
@@ -196,6 +200,10 @@ def sweep(words: list[str]) -> None:
         return submit_study(words, plan, launch, dry_run)
     if plan.sweep.agents > 1:
         raise plan.sweep.refuse("agents", "are started by launch=slurm", "Set sweep.slots for more trials at a time here")
+    if launch.kind == "ray":
+        from gpt2_lightning.sweep.ray_pool import connect
+
+        return study(plan, *connect(plan, launch))
     study(plan)
 
 

@@ -1,4 +1,4 @@
-"""Where a command's work is done: on this machine, or as jobs of a scheduler. No part of what a run or study is.
+"""Where a command's work is done: on this machine, as jobs of a scheduler, or on a cluster. No part of what a run or study is.
 
 One number: 120 s between Slurm's word that the time is over and its end, in which a run saves.
 """
@@ -74,7 +74,21 @@ class SlurmLaunch(LaunchConfig):
             raise self.refuse("options", rule)
 
 
-LAUNCHERS: dict[str, type[LaunchConfig]] = {"local": LaunchConfig, "slurm": SlurmLaunch}
+@dataclass(kw_only=True, slots=True)
+class RayLaunch(LaunchConfig):
+    """The trials of a study on the nodes of a Ray cluster that is there."""
+
+    kind: str = setting("ray", "what starts the work", choices=("ray",))
+    address: str = setting("auto", "where the cluster is: HOST:PORT, or auto for RAY_ADDRESS or the one this machine is in")
+    cpus: int = setting(1, "CPU cores of each trial", at_least=1)
+
+    def check_rules(self) -> None:
+        """An address of Ray's own port; its client's (ray://) holds no actors of ours."""
+        if self.address != "auto" and not re.fullmatch(r"[\w.-]+:\d{1,5}", self.address):
+            raise self.refuse("address", "must be auto or HOST:PORT", "Set launch.address=auto")
+
+
+LAUNCHERS: dict[str, type[LaunchConfig]] = {"local": LaunchConfig, "slurm": SlurmLaunch, "ray": RayLaunch}
 
 
 def unfit(value: str) -> str:

@@ -30,7 +30,7 @@ from gpt2_lightning.signals import Interrupted
 from gpt2_lightning.sweep.ledger import Claim, Ledger, Lost, Root, finished
 from gpt2_lightning.sweep.outcome import Reports, broken_by, classify, for_optuna, log_tail
 from gpt2_lightning.sweep.plan import Plan, fingerprint
-from gpt2_lightning.sweep.pool import Child, Slot, end_group
+from gpt2_lightning.sweep.pool import Child, Slot, Start, end_group
 from gpt2_lightning.sweep.proposals import build_pruner, build_sampler, halve
 from gpt2_lightning.sweep.record import write_record
 from gpt2_lightning.sweep.space import Point
@@ -55,8 +55,8 @@ LEAVE_SECONDS = 5.0  # for the storage to answer an agent that is ending
 class Agent:
     """Runs a study to its end. ``command`` makes a trial's command line from its settings' file and its candidates' file."""
 
-    def __init__(self, plan: Plan, ledger: Ledger, slots: list[Slot], view: View) -> None:
-        self.plan, self.ledger, self.slots, self.view = plan, ledger, slots, view
+    def __init__(self, plan: Plan, ledger: Ledger, slots: list[Slot], view: View, child: Start = Child) -> None:
+        self.plan, self.ledger, self.slots, self.view, self.child = plan, ledger, slots, view, child
         self.work: dict[int, Work] = {}
         self.rows: list[Row] = []
         self.twins: dict[str, str] = {}
@@ -269,7 +269,7 @@ class Agent:
             self.conclude(work)
             return
         try:
-            work.child = Child(words, work.slot, work.log, self.plan.sweep.devices_per_trial)
+            work.child = self.child(words, work.slot, work.log, self.plan.sweep.devices_per_trial)
         except OSError as error:
             self.wait(work, first_line(error))
 
@@ -360,7 +360,7 @@ class Agent:
             self.tell(work, "pruned")
         elif kind == "killed" and work.stopping:
             self.tell(work, "failed", "time", f"took longer than sweep.trial_seconds = {self.plan.sweep.trial_seconds:g}")
-        elif kind in ("held", "disk") and work.waits < MOST_WAITS:
+        elif kind in ("held", "disk", "lost") and work.waits < MOST_WAITS:
             self.wait(work, reason)
         elif kind == "killed" and self.may_restart(work):
             self.view.note(f"{work.claim.name} was killed ({reason}) at step {work.step}, and goes on from its checkpoint")

@@ -15,7 +15,7 @@ from gpt2_lightning.signals import Interrupted, requeue
 from gpt2_lightning.sweep.agent import Agent
 from gpt2_lightning.sweep.ledger import Ledger, finished
 from gpt2_lightning.sweep.plan import Plan
-from gpt2_lightning.sweep.pool import make_slots
+from gpt2_lightning.sweep.pool import Child, Slot, Start, make_slots
 from gpt2_lightning.sweep.record import write_record
 from gpt2_lightning.sweep.storage import Patience, asked_storage, open_storage
 from gpt2_lightning.sweep.summary import rows_of, shown, summary
@@ -27,15 +27,15 @@ PATIENCE_SECONDS = 600.0
 OWN_FILE = {"journal": "journal.log", "sqlite": "study.db"}  # in the study's folder
 
 
-def study(plan: Plan) -> None:
-    """Run a study to its end; raises PlatformError."""
-    slots = make_slots(plan.sweep, plan.base.trainer)
+def study(plan: Plan, slots: list[Slot] | None = None, start: Start = Child) -> None:
+    """Run a study to its end, in this machine's slots or those given, of which ``start`` fills one; raises PlatformError."""
+    slots = make_slots(plan.sweep, plan.base.trainer) if slots is None else slots
     plan.folder.parent.mkdir(parents=True, exist_ok=True)
     patience = Patience(seconds=PATIENCE_SECONDS)
     plan, ledger = open_study(plan, patience)
     view = View()
     view.note(headline(plan, ledger, len(slots)))
-    agent = Agent(plan, ledger, slots, view)
+    agent = Agent(plan, ledger, slots, view, start)
     try:
         agent.run()
     except Interrupted as error:

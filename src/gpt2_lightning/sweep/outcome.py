@@ -15,6 +15,7 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from gpt2_lightning.settings.sweep import SweepConfig
+from gpt2_lightning.sweep.pool import LOST
 
 __all__ = ["Reports", "best_candidate", "broken_by", "classify", "for_optuna", "log_tail", "read_scores", "training_values"]
 
@@ -48,10 +49,12 @@ class Reports:
 
 
 def classify(status: int, log: str) -> tuple[str, str]:
-    """The class of a failure (killed, out of memory, diverged, held, disk, error) and its reason, from exit status and log."""
+    """The class of a failure (lost, killed, out of memory, diverged, held, disk, error) and its reason, by status and log."""
     lines = [line for line in log.splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     reason = errors[-1] if errors else lines[-1] if lines else "it could not say anything"
+    if status == LOST:
+        return "lost", reason
     if status < 0:
         return "killed", f"ended by signal {-status}"
     if status in (130, 143):

@@ -12,17 +12,18 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from gpt2_lightning.errors import MachineError
 from gpt2_lightning.lock import process_state
 from gpt2_lightning.settings.sweep import SweepConfig
 from gpt2_lightning.settings.trainer import TrainerConfig
 
-__all__ = ["AGENT", "Child", "Slot", "end_group", "make_slots"]
+__all__ = ["AGENT", "LOST", "Child", "Slot", "Start", "Trial", "end_group", "make_slots"]
 
 AGENT = "GPT2_LIGHTNING_AGENT"  # tells a trial its agent, which it does not outlive
 NOT_INHERITED = ("GPT2_LIGHTNING_RUN", "GPT2_LIGHTNING_START", "GPT2_LIGHTNING_INIT", "GPT2_LIGHTNING_RANK_0",
@@ -30,6 +31,7 @@ NOT_INHERITED = ("GPT2_LIGHTNING_RUN", "GPT2_LIGHTNING_START", "GPT2_LIGHTNING_I
                  "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID",
                  "TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_RESTART_COUNT")  # fmt: skip
 
+LOST = 256  # the status, no process's own, of a trial whose machine is gone
 COMMAND = (sys.executable, "-m", "gpt2_lightning")
 PORTS: deque[int] = deque(maxlen=64)  # given to children, who may not listen on them yet
 
@@ -41,6 +43,22 @@ class Slot:
     index: int
     gpus: tuple[str, ...]
     threads: int | None
+
+
+class Trial(Protocol):
+    """A trial that was started, wherever it runs."""
+
+    def poll(self) -> int | None:
+        """Its exit status; None while it runs."""
+
+    def stop(self) -> None:
+        """Ask it to end at its next step."""
+
+    def kill(self) -> None:
+        """End it and all it has started."""
+
+
+Start = Callable[[Sequence[str], Slot, Path, int], Trial]  # words of the command, slot, log, ranks
 
 
 def make_slots(config: SweepConfig, trainer: TrainerConfig) -> list[Slot]:

@@ -13,7 +13,7 @@ from gpt2_lightning.config import RunConfig
 from gpt2_lightning.sweep.ledger import Claim
 from gpt2_lightning.sweep.outcome import Reports, best_candidate, log_tail, training_values
 from gpt2_lightning.sweep.plan import Plan, fingerprint
-from gpt2_lightning.sweep.pool import Child, Slot
+from gpt2_lightning.sweep.pool import Slot, Trial
 from gpt2_lightning.sweep.space import Point
 from gpt2_lightning.sweep.summary import short
 from gpt2_lightning.sweep.view import SlotLine
@@ -33,7 +33,7 @@ class Work:
     log: Path
     reports: Reports
     trained: Path | None = None
-    child: Child | None = None
+    child: Trial | None = None
     heard: int = 0
     begun: float = field(default_factory=time.monotonic)
     asked: float = 0.0

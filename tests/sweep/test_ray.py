@@ -1,0 +1,109 @@
+"""A study on a Ray cluster: two nodes on this machine, one of which goes away in the middle; and what is refused before it."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt2_lightning.__main__ import main
+from tests.sweep.stage import FAKE, SPACE, Stage
+
+needs_ray = [
+    pytest.mark.ray,
+    pytest.mark.skipif(
+        importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'gpt2-lightning[ray]'"
+    ),
+]
+STUDY = ["model=nano", "trainer=cpu", *SPACE, "launch=ray"]
+CODE = f"import sys; from gpt2_lightning.sweep import pool; pool.COMMAND = {FAKE!r}; " \
+    "from gpt2_lightning.__main__ import main; sys.exit(main(sys.argv[1:]))"  # fmt: skip
+FAKE_TRIAL = {"ms": 50}
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Two nodes of two cores each; their processes have the trials' environment."""
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("AUDIT", str(tmp_path / "audit"))
+    monkeypatch.setenv("FAKE", json.dumps(FAKE_TRIAL))
+    monkeypatch.setenv("RAY_health_check_failure_threshold", "2")
+    monkeypatch.setenv("RAY_health_check_period_ms", "1000")
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    try:
+        found.other = found.add_node(num_cpus=2)
+        yield found
+    finally:
+        found.shutdown()
+
+
+def controller(stage: Stage, cluster: Any, *words: str) -> subprocess.Popen[bytes]:
+    """The agent in a process of its own: one that knows Ray is not to be forked from."""
+    words = ("sweep", *stage.words, "launch=ray", f"launch.address={cluster.address}", *words)
+    log = (stage.folder / "log").open("ab")
+    return subprocess.Popen([sys.executable, "-c", CODE, *words], cwd=stage.folder, stdout=log, stderr=log)
+
+
+def of_node(stage: Stage, node: Any) -> list[str]:
+    """The trials that were started on a node and have reached a checkpoint."""
+    raylet = node.all_processes["raylet"][0].process.pid
+    mine = [line["trial"] for line in stage.audit("start") if parent(line["agent"]) == raylet]
+    return [name for name in mine if (stage.study / name / "checkpoint.json").exists()]
+
+
+def parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("only", [pytest.param(None, marks=needs_ray)])
+def test_a_lost_nodes_trials_go_on_elsewhere(tmp_path: Path, cluster: Any, only: None) -> None:
+    whole = Stage(tmp_path / "whole", "journal", "trainer.max_steps=60")
+    assert whole.run() == 0
+    stage = Stage(tmp_path, "journal", "trainer.max_steps=60", "sweep.lease_seconds=60")
+    agent = controller(stage, cluster)
+    lost = stage.wait_for(lambda: of_node(stage, cluster.other), 90)
+    cluster.remove_node(cluster.other, allow_graceful=False)
+    assert agent.wait(180) == 0, stage.said()
+    stage.assert_whole()
+    ended = [line["trial"] for line in stage.audit("end")]
+    assert sorted(ended) == [f"trial-{i:03d}" for i in range(8)]
+    again = [line for line in stage.audit("start") if line["trial"] == lost[0]]
+    assert len(again) == 2 and again[1]["step"] > 0, again
+    assert "its node is gone" in stage.said()
+    assert stage.values() == whole.values()
+    assert all(len(root.attempts) == 1 for root in stage.roots())
+
+
+def test_without_ray_it_is_said_how_to_get_it(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "gpt2_lightning.sweep.ray_pool", raising=False)
+    assert main(["sweep", *STUDY]) == 7
+    assert capsys.readouterr().err == (
+        "error: Ray (launch = ray): is not installed here. Install it: pip install 'gpt2-lightning[ray]'\n"
+    )
+    assert not (here / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["+experiment=quickstart", "launch=ray"], 2, "is for studies"),
+        ([*STUDY, "launch.address=ray://head:10001"], 2, "must be auto or HOST:PORT"),
+        ([*STUDY, "launch.cpus=0"], 2, "launch.cpus = 0"),
+        ([*STUDY, "dry_run=true"], 2, "needs a scheduler"),
+        pytest.param([*STUDY, "launch.address=127.0.0.1:1"], 7, "no cluster answers", marks=needs_ray),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_line(here: Path, capsys: Any, words: list[str], status: int, said: str) -> None:
+    assert main(["sweep", *words] if STUDY[0] in words else words) == status
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1 and not (here / "outputs").exists()
