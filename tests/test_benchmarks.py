@@ -40,6 +40,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
         (["generate.py", "--model", "tiny", "--rounds", "1", "--new", "8", "--precision", "bf16"], "ours_bfloat16: "),
         (["logging.py", "--models", "nano", "--rounds", "1", "--steps", "50", "--trials", "20"], "20 trials: written in"),
         (["stream.py", "--rounds", "1", "--megabytes", "8"], "text / tiktoken"),
+        (["traffic.py", "--stream", "1e6"], "| 124M | 8 | 65536 | 141.7 | 1.9 |"),
         (["slots.py", "--slots", "2", "--rounds", "2", "--seconds", "1"], "slots | trials | ended early"),
     ],
 )

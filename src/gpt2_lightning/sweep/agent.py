@@ -300,15 +300,15 @@ class Agent:
             if time.monotonic() > work.again:
                 self.start(work)
             return
-        self.read(work)
         status = work.child.poll()
+        if status is not None or work.due(len(self.work)):
+            self.read(work)
         limit = self.plan.sweep.trial_seconds
         if status is None and limit and time.monotonic() - work.begun > limit and not work.stopping:
             self.stop(work, "time")
         if status is None and work.asked and time.monotonic() - work.asked > STOP_SECONDS:
             work.child.kill()
         if status is not None:
-            self.read(work)
             self.ended(work, status)
 
     def read(self, work: Work) -> None:

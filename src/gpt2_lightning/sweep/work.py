@@ -20,6 +20,8 @@ from gpt2_lightning.sweep.view import SlotLine
 
 __all__ = ["Work"]
 
+LOOKS, LOOK_SECONDS = 500, 1.0  # a second, at all trials' files; at one trial's at least
+
 
 @dataclass(slots=True)
 class Work:
@@ -38,6 +40,7 @@ class Work:
     begun: float = field(default_factory=time.monotonic)
     asked: float = 0.0
     again: float = 0.0
+    read_at: float = 0.0
     failures: int = 0
     waits: int = 0
     step: int = 0
@@ -70,6 +73,14 @@ class Work:
         known = {"state": state, "class": kind, "reason": reason, "steps": self.step, "seconds": spent}
         known |= {"folder": str(self.source), "fingerprint": fingerprint(self.config)}
         return known | ({"log": log_tail(self.log)} if kind else {})
+
+    def due(self, n: int) -> bool:
+        """Whether to look for new lines, of n running trials' files: a shared file system has them to answer."""
+        now = time.monotonic()
+        if now - self.read_at < min(n / LOOKS, LOOK_SECONDS):
+            return False
+        self.read_at = now
+        return True
 
     def last_part(self) -> str:
         """What a trial does behind its last step."""
