@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,12 +15,8 @@ import pytest
 from gpt2_lightning.__main__ import main
 from tests.sweep.stage import FAKE, SPACE, Stage
 
-needs_ray = [
-    pytest.mark.ray,
-    pytest.mark.skipif(
-        importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'gpt2-lightning[ray]'"
-    ),
-]
+ABSENT = "Ray is not installed: pip install 'gpt2-lightning[ray]'"
+needs_ray = [pytest.mark.ray, pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason=ABSENT)]
 STUDY = ["model=nano", "trainer=cpu", *SPACE, "launch=ray"]
 CODE = f"import sys; from gpt2_lightning.sweep import pool; pool.COMMAND = {FAKE!r}; " \
     "from gpt2_lightning.__main__ import main; sys.exit(main(sys.argv[1:]))"  # fmt: skip
@@ -27,14 +25,14 @@ FAKE_TRIAL = {"ms": 50}
 
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Two nodes of two cores each; their processes have the trials' environment."""
+    """Two nodes, of one core and of two; their processes have the trials' environment."""
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("AUDIT", str(tmp_path / "audit"))
     monkeypatch.setenv("FAKE", json.dumps(FAKE_TRIAL))
     monkeypatch.setenv("RAY_health_check_failure_threshold", "2")
     monkeypatch.setenv("RAY_health_check_period_ms", "1000")
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         found.other = found.add_node(num_cpus=2)
         yield found
@@ -81,6 +79,46 @@ def test_a_lost_nodes_trials_go_on_elsewhere(tmp_path: Path, cluster: Any, only:
     assert "its node is gone" in stage.said()
     assert stage.values() == whole.values()
     assert all(len(root.attempts) == 1 for root in stage.roots())
+
+
+@pytest.fixture
+def elsewhere(cluster: Any, tmp_path: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Two more nodes, each with processes and an output folder that the others do not see."""
+    outputs = tmp_path / "outputs"
+    outputs.mkdir()
+    start = f"mount -t tmpfs none {outputs} && exec {sys.executable} -m ray.scripts.scripts start --address={cluster.address}"
+    words = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c"]
+    limits = "--num-cpus=2 --block --object-store-memory=80000000"
+    log = (tmp_path / "nodes").open("ab")
+    found = [subprocess.Popen([*words, f"{start} {limits}"], stdout=log, stderr=log) for _ in range(2)]
+    yield found
+    for node in found:
+        node.kill()
+        node.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs unshare, as root")
+@pytest.mark.parametrize("only", [pytest.param(None, marks=needs_ray)])
+def test_without_a_shared_folder_what_a_lost_node_trained_is_trained_again(
+    tmp_path: Path, cluster: Any, elsewhere: list[subprocess.Popen[bytes]], only: None
+) -> None:
+    whole = Stage(tmp_path / "whole", "journal", "trainer.max_steps=60")
+    assert whole.run() == 0
+    cluster.remove_node(cluster.other)
+    stage = Stage(tmp_path, "journal", "trainer.max_steps=60", "sweep.lease_seconds=60", "sweep.slots=4")
+    agent = controller(stage, cluster, "launch.cpus=2")  # which the head has not
+    stage.wait_for(lambda: len(stage.audit("start")) > 1, 120)  # one on each
+    elsewhere[0].kill()
+    assert agent.wait(240) == 0, stage.said()
+    stage.assert_whole()
+    assert stage.values() == whole.values()
+    ended = [line["trial"] for line in stage.audit("end")]
+    assert sorted(ended) == [f"trial-{i:03d}" for i in range(8)]
+    starts = stage.audit("start")
+    assert len(starts) > 8 and {line["step"] for line in starts} == {0}
+    assert "does not see" in stage.said() and "its node is gone" in stage.said()
+    assert not list(stage.study.glob("trial-*/checkpoint.json"))
 
 
 def test_without_ray_it_is_said_how_to_get_it(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
