@@ -4,8 +4,8 @@ In: a GPU by name, the share of its peak that is reached, tokens of a global ste
 (a ring all-reduce of the gradients: 2 (n - 1) / n of their size) and fully sharded (gather the weights forward and backward,
 scatter the gradients: 3 (n - 1) / n); how long that takes on a link, beside the step's computing; the fewest tokens a GPU and
 step behind whose backward pass it hides; how many cores of data a GPU eats.
-A ring passes each node once, so the link is what a *node* has, however many GPUs share it. Latency, stragglers and other traffic
-are left out: real times are longer.
+A ring passes each node once, so the link is what a *node* has, however many GPUs share it. Latency, stragglers and other
+traffic are left out: real times are longer.
 """
 
 import argparse

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from gpt2_lightning.errors import MachineError
 from gpt2_lightning.lock import process_state
@@ -45,6 +45,7 @@ class Slot:
     threads: int | None
 
 
+@runtime_checkable
 class Trial(Protocol):
     """A trial that was started, wherever it runs."""
 

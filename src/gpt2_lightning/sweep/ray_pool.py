@@ -8,10 +8,8 @@ One number: 1 message a second at most from a trial without a shared folder, non
 Choice not taken: Ray Tune, whose trials are functions in its own workers, with its own storage, pruning and recovery.
 """
 
-import os
 import socket
 import sys
-import threading
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -24,7 +22,8 @@ from gpt2_lightning.folder import write_whole
 from gpt2_lightning.settings.launch import LaunchConfig, RayLaunch
 from gpt2_lightning.sweep import pool
 from gpt2_lightning.sweep.plan import Plan
-from gpt2_lightning.sweep.pool import LOST, Child, Slot, Start
+from gpt2_lightning.sweep.pool import LOST, Slot, Start
+from gpt2_lightning.sweep.runner import LOG, SHARED, Runner
 
 try:
     import ray
@@ -33,14 +32,11 @@ except ImportError as error:
     remedy = "Install it: pip install 'gpt2-lightning[ray]'"
     raise MachineError("Ray", key="launch", value="ray", rule="is not installed here", remedy=remedy) from error
 
-__all__ = ["RayChild", "Runner", "connect"]
+__all__ = ["RayChild", "connect"]
 
 CONNECT_SECONDS = 5.0
-NEWS_SECONDS = 1.0
 ANSWER_SECONDS = 20.0
-LOG = "log"
-SENT = ("metrics.jsonl", "result.json", "scores.json", "config.yaml")  # what an agent and its report read of a trial
-TOKEN = f".shared-{uuid.uuid4().hex}"  # in the folder of a study: who sees it shares the folder
+TOKEN = uuid.uuid4().hex  # in a file of the study's folder: who sees it shares the folder
 ALONE: set[str] = set()  # nodes that do not, which was said
 
 
@@ -81,11 +77,11 @@ class RayChild:
     def __init__(self, words: Sequence[str], slot: Slot, log: Path, ranks: int, *, needs: dict[str, int]) -> None:
         self.log, self.home, self.status = log, log.parents[1], None
         log.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self.home / TOKEN, "")
+        write_whole(self.home / SHARED, TOKEN)
         named = [Path(word.partition("=")[2]) for word in words if word.startswith(("config=", "score="))]
         files = {str(path): path.read_text(encoding="utf-8") for path in named}
         actor = ray.remote(Runner).options(max_concurrency=4, **needs)
-        self.runner = actor.remote(pool.COMMAND[1:], str(Path.cwd()), str(self.home), log.stem)
+        self.runner = actor.remote(pool.COMMAND[1:], str(Path.cwd()), str(self.home), TOKEN, log.stem)
         self.where: Future[tuple[str, bool]] = self.runner.where.remote().future()
         self.ended: Future[int] = self.runner.run.remote(list(words), files, slot, ranks).future()
         self.news: Future[dict[str, bytes]] | None = None
@@ -154,68 +150,3 @@ def fault(error: Exception) -> tuple[int, str]:
     if isinstance(error, RayTaskError) or getattr(error, "actor_init_failed", False):
         return 1, f"a node of the cluster cannot run it: {str(error).strip().splitlines()[-1]}"
     return LOST, f"its node is gone: {first_line(error)}"
-
-
-class Runner:
-    """The actor of a trial, on its node. ``home``: the study's folder, which is made where the node does not see it."""
-
-    def __init__(self, command: Sequence[str], folder: str, home: str, name: str) -> None:
-        pool.COMMAND = (sys.executable, *command)  # type: ignore[assignment]
-        self.shared, self.home = (Path(home) / TOKEN).exists(), Path(home)
-        self.log, self.folder = self.home / "logs" / f"{name}.txt", self.home / name
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        os.chdir(folder)
-        self.child: Child | None = None
-        self.stopping, self.over = False, threading.Event()
-        self.sent: dict[str, tuple[int, int]] = {}
-        self.log_sent = self.log.stat().st_size if self.log.exists() else 0
-
-    def where(self) -> tuple[str, bool]:
-        """The node, and whether it sees the study's folder."""
-        return socket.gethostname(), self.shared
-
-    def run(self, words: list[str], files: dict[str, str], slot: Slot, ranks: int) -> int:
-        """The trial's exit status. What it was to take from another trial that is not here, it trains itself."""
-        if not self.shared:
-            for path, text in files.items():
-                Path(path).parent.mkdir(parents=True, exist_ok=True)
-                write_whole(Path(path), text)
-            words = [w for w in words if not w.startswith("trained=") or (Path(w.partition("=")[2]) / "result.json").exists()]
-        self.child = Child(words, slot, self.log, ranks)
-        if self.stopping:
-            self.child.stop()
-        status = self.child.process.wait()
-        self.over.set()
-        return status
-
-    def news(self) -> dict[str, bytes]:
-        """The files that an agent reads, as far as they have changed, once any has or the trial is over."""
-        while not (found := self.changed()) and not self.over.is_set():
-            self.over.wait(NEWS_SECONDS)
-        self.over.wait(NEWS_SECONDS)
-        return found
-
-    def changed(self) -> dict[str, bytes]:
-        """Files and what is new in the log since it was last asked."""
-        found = {}
-        for name in SENT:
-            with suppress(OSError):
-                stat = (self.folder / name).stat()
-                if self.sent.get(name) != (mark := (stat.st_mtime_ns, stat.st_size)):
-                    found[name], self.sent[name] = (self.folder / name).read_bytes(), mark
-        with suppress(OSError), self.log.open("rb") as file:
-            file.seek(self.log_sent)
-            if said := file.read():
-                found[LOG], self.log_sent = said, self.log_sent + len(said)
-        return found
-
-    def stop(self) -> None:
-        """Ask the trial to end at its next step, or as soon as it has started."""
-        self.stopping = True
-        if self.child is not None:
-            self.child.stop()
-
-    def end(self) -> None:
-        """Kill what is left of it."""
-        if self.child is not None:
-            self.child.kill()
