@@ -43,17 +43,20 @@ class Runner:
 
     def run(self, words: list[str], files: dict[str, str], slot: Slot, ranks: int) -> int:
         """The trial's exit status. What it was to take from another trial that is not here, it trains itself."""
-        if not self.shared:
-            for path, text in files.items():
-                Path(path).parent.mkdir(parents=True, exist_ok=True)
-                Path(path).write_text(text, encoding="utf-8")
-            words = [w for w in words if not w.startswith("trained=") or (Path(w.partition("=")[2]) / "result.json").exists()]
-        self.child = Child(words, slot, self.log, ranks)
-        if self.stopping:
-            self.child.stop()
-        status = self.child.process.wait()
-        self.over.set()
-        return status
+        try:
+            self.child = Child(words if self.shared else self.at_home(words, files), slot, self.log, ranks)
+            if self.stopping:
+                self.child.stop()
+            return self.child.process.wait()
+        finally:
+            self.over.set()
+
+    def at_home(self, words: list[str], files: dict[str, str]) -> list[str]:
+        """Write down the files that the words name; the words that hold here."""
+        for path, text in files.items():
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).write_text(text, encoding="utf-8")
+        return [w for w in words if not w.startswith("trained=") or (Path(w.partition("=")[2]) / "result.json").exists()]
 
     def news(self) -> dict[str, bytes]:
         """The files that an agent reads, as far as they have changed, once any has or the trial is over."""
