@@ -155,18 +155,18 @@ def measure(slots: int, arguments: argparse.Namespace) -> Line:
     return occupation(lines, slots) | cost | {"slots": slots, "storage": done}
 
 
-HEAD = ("slots", "trials", "ended early", "trial", "filled in", "idle", "gap: median", "longest", "told/s",
-        "agents' CPU", "a running trial", "memory", "storage: operations/s", "a trial", "bytes a trial", "CPU")  # fmt: skip
+HEAD = ("slots", "trials", "ended early", "trial", "filled in", "idle", "gap: median", "longest", "told/s", "agents' CPU",
+        "a trial", "memory", "storage: operations/s", "a trial", "bytes a trial", "server's CPU a trial")  # fmt: skip
 
 
 def shown(row: Line) -> tuple[str, ...]:
-    """The row as text; CPU in cores, over the whole study."""
+    """The row as text; the agents' CPU in cores, over the whole study, and in milliseconds a trial."""
     s, n, seconds, cpu = row["storage"], row["trials"], row["seconds"], row["agents_cpu"]
-    server = f"{s['server_cpu'] / seconds:.2f}" if "server_cpu" in s else "-"
+    server = f"{1e3 * s['server_cpu'] / n:.0f} ms" if "server_cpu" in s else "-"
     return (
         f"{row['slots']}", f"{n}", f"{row['pruned']:.0%}", f"{row['trial_seconds']:.1f} s", f"{row['filled_in']:.1f} s",
         f"{row['idle']:.1%}", f"{statistics.median(row['gaps']):.2f} s", f"{max(row['gaps']):.2f} s",
-        f"{row['told_a_second']:.2f}", f"{cpu / seconds:.2f}", f"{cpu / (n * row['trial_seconds']):.2%}",
+        f"{row['told_a_second']:.2f}", f"{cpu / seconds:.2f}", f"{1e3 * cpu / n:.0f} ms",
         f"{row['agent_memory'] / 2**20:.0f} MiB", f"{s['operations'] / seconds:.0f}", f"{s['operations'] / n:.0f}",
         f"{s['bytes'] / n:.0f}", server,
     )  # fmt: skip
