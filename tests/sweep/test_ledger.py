@@ -1,5 +1,6 @@
 """The ledger alone: who holds a trial, and what is left when nobody does."""
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -139,3 +140,39 @@ def test_a_claim_without_its_agents_name_lapses(asked: str, tmp_path: Path) -> N
         assert time.monotonic() < end
         time.sleep(0.1)
     assert claim(one).name == "trial-000"
+
+
+def test_places_are_right_however_old_the_last_reading_is(asked: str, tmp_path: Path) -> None:
+    agents = [ledger(asked, tmp_path, 30) for _ in range(2)]
+    names = []
+    for of in [0, 1, 1, 0, *[1] * 12, 0, 0, 1]:
+        agents[of].read_at = math.inf
+        names.append(claim(agents[of]).name)
+    assert names == [f"trial-{i:03d}" for i in range(len(names))]
+
+
+def test_between_two_readings_an_agent_knows_what_it_did_itself(asked: str, tmp_path: Path) -> None:
+    one, other = ledger(asked, tmp_path), ledger(asked, tmp_path)
+    one.trials()
+    one.read_at = math.inf
+    mine = one.claim(nothing)
+    one.ask(mine, lambda trial: trial.suggest_float("x", 0, 1))
+    assert list(one.recent()[0].params) == ["x"]
+    one.report(mine, 1, 0.5)
+    assert not one.prunes(mine)
+    assert one.recent()[0].intermediate_values == {1: 0.5}
+    claim(other)
+    one.tell(mine, {"state": "complete", "optuna": "COMPLETE", "told": [1.0]})
+    assert [t.values for t in one.study.get_trials(states=(TrialState.COMPLETE,))] == [[1.0]]
+    one.read_at = 0.0
+    assert len(one.recent()) == 2
+
+
+def test_a_reading_is_taken_again_once_ten_would_have_fitted(tmp_path: Path) -> None:
+    one, other = ledger("journal", tmp_path), ledger("journal", tmp_path)
+    one.trials()
+    one.read_seconds = 0.05
+    claim(other)
+    assert one.recent() == []
+    time.sleep(0.6)
+    assert len(one.recent()) == 1

@@ -296,6 +296,13 @@ def test_on_a_terminal_the_block_is_rewritten_and_fits(monkeypatch: pytest.Monke
     assert stream.getvalue().endswith("it failed\nagain\n"), "nothing above is taken away"
 
 
+def test_on_a_terminal_more_slots_than_lines_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LINES", "10")
+    _, stream = drawn(monkeypatch, True, 1.0, [LINE] * 1000)
+    lines = stream.getvalue().split("\x1b[9A\x1b[J")[-1].splitlines()
+    assert len(lines) == 9 and lines[-2:] == ["  ... and 993 more", "study: 1/8 done"]
+
+
 def test_what_a_trial_says_moves_no_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
     view, stream = drawn(monkeypatch, True, 1.0, [replace(LINE, point=HOSTILE)])
     view.note(HOSTILE)
