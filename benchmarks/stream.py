@@ -73,6 +73,8 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
     found = ratios(seconds, PAIRS)
     print("tokens a second, ours over theirs")
     print_ratios({f"{ours} / {theirs}": found[f"{theirs}/{ours}"] for theirs, ours in PAIRS})
+    ours = ("text", "text_augmented", "cache")
+    print("tokens a CPU second of this machine: " + ", ".join(f"{n} {1 / np.median(seconds[n]):,.0f}" for n in ours))
     write_report(args.json, vars(args), seconds_per_token=seconds, ratios=found)
 
 
