@@ -38,7 +38,7 @@ ROOMS = {
     "transformers": set(),
     "lm_eval": {"evaluation.harness"},
     "huggingface_hub": {"data.hub", "pretrained"},
-    "ray": {"sweep.ray_pool"},
+    "ray": {"sweep.cluster"},
     "submitit": {"slurm"},
     "sacrebleu": {"tasks.translation"},
 }

@@ -201,7 +201,7 @@ def sweep(words: list[str]) -> None:
     if plan.sweep.agents > 1:
         raise plan.sweep.refuse("agents", "are started by launch=slurm", "Set sweep.slots for more trials at a time here")
     if launch.kind == "ray":
-        from gpt2_lightning.sweep.ray_pool import connect
+        from gpt2_lightning.sweep.cluster import connect
 
         return study(plan, *connect(plan, launch))
     study(plan)

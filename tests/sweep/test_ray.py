@@ -123,7 +123,7 @@ def test_without_a_shared_folder_what_a_lost_node_trained_is_trained_again(
 
 def test_without_ray_it_is_said_how_to_get_it(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "gpt2_lightning.sweep.ray_pool", raising=False)
+    monkeypatch.delitem(sys.modules, "gpt2_lightning.sweep.cluster", raising=False)
     assert main(["sweep", *STUDY]) == 7
     assert capsys.readouterr().err == (
         "error: Ray (launch = ray): is not installed here. Install it: pip install 'gpt2-lightning[ray]'\n"

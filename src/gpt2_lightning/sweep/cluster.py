@@ -75,7 +75,8 @@ class RayChild:
     """A trial on the cluster, or waiting for room in it; as ``Child`` is on this machine."""
 
     def __init__(self, words: Sequence[str], slot: Slot, log: Path, ranks: int, *, needs: dict[str, int]) -> None:
-        self.log, self.home, self.status = log, log.parents[1], None
+        self.log, self.home = log, log.parents[1]
+        self.status: int | None = None
         log.parent.mkdir(parents=True, exist_ok=True)
         write_whole(self.home / SHARED, TOKEN)
         named = [Path(word.partition("=")[2]) for word in words if word.startswith(("config=", "score="))]
