@@ -30,6 +30,7 @@ HELP = """usage: python -m gpt2_lightning [command] [key=value ...]
                                              sampler=NAME sampler.KEY=... max_new_tokens n seed stop context numbers step
   evaluate run=NAME|PATH|gpt2 [data=NAME|path=FILE]  perplexity over a sliding window, bits per byte: stride documents limit out
                                              protocol=lambada|hellaswag [path=FILE.jsonl]   last words; endings by likelihood
+                                             task=NAME [task.KEY=VALUE ...] [path=FILE]     a task's measures, on its records
   export run=NAME|PATH to=DIR                a folder that transformers loads, with GPT-2's tokenizer [overwrite=true]
   report study=NAME|PATH                     what came out of a study, as a page: HTML, and Markdown with PNGs [out=FOLDER]
   report run=NAME|PATH[,NAME|PATH ...]       a run's curves, samples and settings; of several, side by side
@@ -352,12 +353,16 @@ def evaluate(words: list[str]) -> None:
     from gpt2_lightning.settings.evaluate import EvaluateConfig
     from gpt2_lightning.settings.setting import field_names, own_words, read_words
 
-    config = EvaluateConfig(**read_words(EvaluateConfig, own_words(field_names(EvaluateConfig), words, "evaluate")))
+    of_task = [word for word in words if word.startswith("task.")]
+    own = own_words(field_names(EvaluateConfig), [word for word in words if word not in of_task], "evaluate")
+    config = EvaluateConfig(**read_words(EvaluateConfig, own))
+    if of_task and config.task is None:
+        raise config.refuse("task", "is none, and its settings are given", "Set task=NAME")
     if config.out is not None:
         check_file(config.out)
     from gpt2_lightning.evaluation.command import evaluate as judge
 
-    judge(config)
+    judge(config, of_task)
 
 
 def export(words: list[str]) -> None:

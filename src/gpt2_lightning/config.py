@@ -282,8 +282,13 @@ def comparable(config: RunConfig) -> dict[str, Any]:
 
 def from_plain(tree: dict[str, Any]) -> RunConfig:
     """The RunConfig of plain data, as a checkpoint holds it; keys it lacks have their defaults. Raises ConfigError."""
+    return changed(tree, [])
+
+
+def changed(tree: dict[str, Any], words: list[str]) -> RunConfig:
+    """The RunConfig of plain data with changes to single keys; raises ConfigError."""
     try:
-        return complete(OmegaConf.create(tree))
+        return complete(OmegaConf.create(tree), OmegaConf.from_dotlist(words))
     except (KeyError, OmegaConfBaseException) as error:
         raise ConfigError("configuration", rule=first_line(error)) from error
 

@@ -36,7 +36,6 @@ from gpt2_lightning.settings.generate import GenerateConfig
 
 __all__ = ["Dashboard", "Progress", "RunLog"]
 
-TRAINED = 1000  # records trained on that a task may look at, as for the labels there are
 LENGTHS, CHARACTERS = 256, 2**18  # documents of each corpus whose lengths are shown, and of how much text at most
 TEXT = ("perplexity", "distinct_1", "distinct_2", "distinct_3", "repetition", "self_bleu", "zipf", "length")
 CHARTS: Layout = {  # patterns, not names, so that runs of other corpora share a chart
@@ -142,7 +141,7 @@ class Dashboard(Callback):
         self.tokens_per_step = rows * config.model.block_size
         self.profiler = profile_into(folder) if config.trainer.profile else None
         self.rows = choose_rows([inputs for inputs, _ in data.validation], config.samples.measure, config.seed)
-        self.records = data.records(config.task.eval_records, TRAINED)
+        self.records = data.records(config.task.eval_records)
         self.run_log: RunLog | None = None
         self.decoder: Decoder | None = None
         self.progress: Progress | None = None

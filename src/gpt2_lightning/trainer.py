@@ -114,6 +114,7 @@ def quieten() -> None:
         ".*does not have many workers.*",
         ".*`IterableDataset` has `__len__` defined.*",
         ".*LeafSpec.*",
+        ".*`srun` command is available.*",  # a run starts its own ranks
         ".*dataloader is not resumable.*",
         ".*`srun` command is available.*",
     ):

@@ -46,6 +46,7 @@ from gpt2_lightning.tasks.task import Record, Records, Task
 __all__ = ["Batch", "DataConfig", "StreamDataModule"]
 
 UNIGRAM_TOKENS = 2**19  # training tokens that are counted
+TRAINED = 1000  # records trained on that a task may look at, as for the labels there are
 
 
 class StreamDataModule(LightningDataModule):
@@ -137,7 +138,7 @@ class StreamDataModule(LightningDataModule):
         documents = validation_tokens(held_out, self.tokenizer, most and most * self.block_size)
         return validation_blocks(name, documents, self.block_size, self.tokenizer.end_of_text)
 
-    def records(self, held_out: int, trained: int) -> Records:
+    def records(self, held_out: int, trained: int = TRAINED) -> Records:
         """So many of the records held out and trained on, drawn from all, always the same for a seed; none of plain text."""
         return Records(self.drawn_records("validation", held_out), self.drawn_records("train", trained))
 

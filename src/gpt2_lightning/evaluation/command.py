@@ -8,7 +8,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import reduce
 from pathlib import Path
@@ -27,6 +27,7 @@ from gpt2_lightning.evaluation.perplexity import Measured, measure, text_figures
 from gpt2_lightning.evaluation.protocols import HELLASWAG, LAMBADA, Protocol, encode_pair
 from gpt2_lightning.evaluation.records import corpora_texts, file_texts, hub_records, local_records
 from gpt2_lightning.evaluation.score import score
+from gpt2_lightning.evaluation.task import judge_task
 from gpt2_lightning.folder import write_whole
 from gpt2_lightning.generation.text import tokenizer_of
 from gpt2_lightning.lock import living_holder
@@ -42,22 +43,27 @@ OF_RECORDS = {"lambada": LAMBADA, "hellaswag": HELLASWAG}
 Figures = dict[str, int | float]
 
 
-def evaluate(config: EvaluateConfig) -> None:
-    """Judge what the settings ask for, show it, and keep it; raises PlatformError."""
+def evaluate(config: EvaluateConfig, words: Sequence[str] = ()) -> None:
+    """Judge what the settings ask for, show it, and keep it; ``words`` change those of the task. Raises PlatformError."""
     began = time.monotonic()
     opened = open_decoder(config.run, Path(config.outputs))
     opened.decoder.to(choose_device(config.accelerator))
     tokenizer = tokenizer_of(opened.decoder)
-    if config.protocol == "perplexity":
+    shown, details = "", {}
+    if config.task is not None:
+        judged, n = judge_task(config, list(words), opened, tokenizer)
+        figures = {f"task/{config.task}": judged.measures | {"records": n}}
+        shown, details = judged.text, judged.details
+    elif config.protocol == "perplexity":
         texts = read_texts(config, opened, tokenizer)
         figures = judge_texts(opened, tokenizer, texts, config)
     else:
         protocol = OF_RECORDS[config.protocol]
         figures = {config.protocol: judge_records(opened, tokenizer, protocol, config)}
-    result = described(config, opened, figures) | {"seconds": round(time.monotonic() - began, 3)}
+    result = described(config, opened, figures) | details | {"seconds": round(time.monotonic() - began, 3)}
     if config.out is not None:
         write_whole(Path(config.out), json.dumps(result, indent=2) + "\n")
-    print(table(figures, headline(config, result)))
+    print(table(figures, headline(config, result)) + (f"\n\n{shown}" if shown else ""))
     show_on_board(opened, figures)
 
 
@@ -161,6 +167,8 @@ def described(config: EvaluateConfig, opened: Opened, figures: dict[str, Figures
 def headline(config: EvaluateConfig, result: dict[str, Any]) -> str:
     """What the table is of."""
     step = "" if result["step"] is None else f" at step {result['step']}"
+    if config.task is not None:
+        return f"{config.run}{step}: task={config.task}"
     how = f", stride {config.stride or result['block_size']} of {result['block_size']}, documents {config.documents}"
     return f"{config.run}{step}: {config.protocol}{how if config.protocol == 'perplexity' else ''}"
 

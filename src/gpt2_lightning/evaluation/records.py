@@ -15,12 +15,14 @@ import numpy as np
 
 from gpt2_lightning.data.corpus import Reading, corpus_files, json_lines, read_files
 from gpt2_lightning.data.hub import hub_rows
+from gpt2_lightning.data.rows import stored_record
 from gpt2_lightning.data.source import Documents, document_tokens, open_corpora
 from gpt2_lightning.data.tokens import Tokenizer
 from gpt2_lightning.errors import DataError
 from gpt2_lightning.settings.data import CorpusConfig, DataConfig
+from gpt2_lightning.tasks.task import Record, Task
 
-__all__ = ["corpora_texts", "file_texts", "hub_records", "local_records"]
+__all__ = ["corpora_texts", "file_texts", "hub_records", "local_records", "task_records"]
 
 SEGMENT = 16_384  # characters of a piece
 
@@ -48,6 +50,13 @@ def local_records(pattern: str, limit: int | None) -> list[Placed]:
             if line.strip()
         )
         return [(place, record(line, place)) for place, line in islice(lines, limit)]
+
+
+def task_records(pattern: str, limit: int | None, task: Task) -> list[Record]:
+    """The records of files, JSON lines, CSV or Parquet, as the task reads them; raises DataError."""
+    with called_path():
+        pieces = read_files(CorpusConfig(path=pattern), pattern, SEGMENT, Reading(), task)
+        return [stored_record(piece.text) for piece in islice(pieces, limit)]
 
 
 def record(line: bytes, place: str) -> dict[str, Any]:

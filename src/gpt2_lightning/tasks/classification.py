@@ -53,7 +53,7 @@ class Classification(Task):
         return name
 
     def judge(self, records: Records, model: Model) -> Judgement:
-        """Accuracy, macro F1, what always the commonest label would reach, and the confusion matrix."""
+        """Accuracy, macro F1, what the commonest label (of training, if known) would reach, the confusion matrix."""
         trained = Counter(answer(r)[1:] for r in records.trained)
         there = [answer(r)[1:] for r in records.held_out]
         labels = self.config.labels or sorted({*trained, *there})
@@ -61,7 +61,7 @@ class Classification(Task):
         chosen = [labels[max(range(len(labels)), key=row.__getitem__)] for row in scores]
         own = [row[labels.index(label)] - log_sum(row) for row, label in zip(scores, there, strict=True)]
         table = confusion(labels, there, chosen)
-        common = trained.most_common(1)[0][0] if trained else labels[0]
+        common = (trained or Counter(there)).most_common(1)[0][0]
         measures = {
             "accuracy": share(a == b for a, b in zip(there, chosen, strict=True)),
             "macro_f1": macro_f1(table),
