@@ -298,7 +298,13 @@ def complete(loaded: Any, *changes: DictConfig) -> RunConfig:
     assert isinstance(loaded, DictConfig)
     schema = OmegaConf.structured(RunConfig)
     schema.optimizer = OPTIMIZERS[str(OmegaConf.select(loaded, "optimizer.name"))]()
-    return instantiate(OmegaConf.merge(schema, loaded, *changes))  # type: ignore[arg-type]
+    try:
+        merged = OmegaConf.merge(schema, loaded, *changes)
+    except ConfigKeyError as error:
+        key = str(error.full_key)
+        typed = [OmegaConf.select(change, key) for change in changes]
+        raise no_such_key(key, typed[-1] if typed else UNSET, list(leaf_keys(schema))) from error
+    return instantiate(merged)  # type: ignore[arg-type]
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -14,7 +14,7 @@ from gpt2_lightning.checkpoint import find_run, load_decoder
 from gpt2_lightning.decoder import Decoder, DecoderConfig, Undrawn
 from gpt2_lightning.errors import CheckpointError, first_line
 from gpt2_lightning.nanogpt import read_nanogpt, read_nanogpt_config
-from gpt2_lightning.settings.pretrained import RELEASED, require_fit
+from gpt2_lightning.settings.pretrained import RELEASED, require_fit, require_there
 from gpt2_lightning.weights import read_config, read_weights
 
 __all__ = ["Opened", "find_weights", "load_weights", "open_decoder"]
@@ -75,13 +75,7 @@ def open_decoder(run: str, outputs: Path) -> Opened:
 
 def local(init: str) -> Path:
     """A folder or file on disk; raises CheckpointError."""
-    try:
-        there = Path(init).exists()
-    except OSError:
-        there = False
-    if not there:
-        rule = f"is not on disk, and none of {', '.join(RELEASED)}"
-        raise CheckpointError("weights to start from", key="init", value=init, rule=rule)
+    require_there(init)
     if Path(init).is_file() and (Path(init).parent / "config.json").is_file():
         rule, remedy = "is one file of a folder in transformers' format", f"Set init={Path(init).parent}"
         raise CheckpointError("weights to start from", key="init", value=init, rule=rule, remedy=remedy)

@@ -428,3 +428,16 @@ def spans(lines: list[dict[str, Any]]) -> list[tuple[float, float]]:
         elif line["event"] in ("end", "stopped"):
             found.append((begun[line["pid"]], line["time"]))
     return found
+
+
+def test_weights_to_start_from_are_looked_for_before_any_trial(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, "journal", "init=weights", "sweep.n_trials=2")
+    assert stage.run() == 4
+    assert "weights to start from (init = weights): is not on disk" in stage.said()
+    assert not stage.study.exists()
+    (tmp_path / "weights").mkdir()
+    assert stage.run() == 0
+    (tmp_path / "weights").rmdir()
+    assert stage.run() == 0 and "study study is finished" in stage.said()
+    assert stage.run("sweep.n_trials=3") == 4
+    assert len(stage.audit("start")) == 2

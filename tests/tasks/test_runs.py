@@ -29,6 +29,12 @@ def test_a_run_is_judged_by_its_task_and_talks(command: Command, tmp_path: Path)
     assert {"task/reply_perplexity", "task/alone_perplexity"} <= set(rows[-1])
     assert json.loads((run / "result.json").read_text())["last"]["task/reply_perplexity"] > 1
     assert json.loads((run / "task.json").read_text())["step"] == 4
+    judged = command("evaluate", "run=mine", "task=dialogue", "out=found.json")
+    assert judged.returncode == 0, judged.stderr
+    figures = json.loads((tmp_path / "found.json").read_text())["figures"]["task/dialogue"]
+    assert {f"task/{name}": value for name, value in figures.items() if name != "records"} == pytest.approx(
+        {name: value for name, value in rows[-1].items() if name.startswith("task/")}
+    )
     said = command("generate", "run=mine", "prompt=How is 3?", "max_new_tokens=5")
     assert said.returncode == 0 and said.stdout.startswith("Me:") and said.stdout.count("\n") == 1, said.stderr
     plain = command("generate", "run=mine", "prompt=How is 3?", "max_new_tokens=5", "chat=false")
@@ -49,6 +55,10 @@ def test_the_task_of_the_documentation_runs(command: Command, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     (run,) = (tmp_path / "outputs/runs/mine").glob("*")
     assert "task/rhymes" in json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    unnamed = command("evaluate", "run=mine", "task=rhyme")
+    assert unnamed.returncode == 2 and "Add task.file=rhyme.py" in unnamed.stderr
+    named = command("evaluate", "run=mine", "task=rhyme", "task.file=rhyme.py")
+    assert named.returncode == 0 and "rhymes" in named.stdout, named.stderr
     (tmp_path / "rhyme.py").write_text("x = 1 / 0")
     broken = command("task=rhyme", "data.path=rhymes.jsonl", *SHORT, "seed=2")
     assert broken.returncode == 2 and "cannot be run: ZeroDivisionError" in broken.stderr

@@ -25,7 +25,7 @@ class EvaluateConfig(Settings):
 
     run: str = setting("", "run, its folder, a checkpoint's, a folder in transformers' format, or a released model's name")
     protocol: str = setting("perplexity", "how it is judged", choices=PROTOCOLS)
-    task: str | None = setting(None, "option of task= whose measures are taken in place of a protocol's (none: protocol)")
+    task: str | None = setting(None, "task whose own measures are taken (none: those of the protocol)")
     data: str | None = setting(None, "option of data= whose validation text is read (none: the run's own)")
     path: str | None = setting(None, "file or glob: text or JSONL for perplexity, records for a task, else JSONL")
     hub: str | None = setting(None, "data set id on the hub, for lambada and hellaswag (none, and no path: the usual one)")

@@ -4,10 +4,13 @@ One number: 50,257, the words of every released GPT-2. Choice not taken: the sha
 all that it is, and another shape than was written down is more often a slip than a wish.
 """
 
+from pathlib import Path
+
+from gpt2_lightning.errors import CheckpointError
 from gpt2_lightning.settings.data import TOKENIZERS
 from gpt2_lightning.settings.decoder import DecoderConfig
 
-__all__ = ["RELEASED", "Released", "require_fit"]
+__all__ = ["RELEASED", "Released", "require_fit", "require_there"]
 
 
 class Released:
@@ -25,6 +28,19 @@ RELEASED = {
     "gpt2-xl": Released("gpt2_xl", 48, 25, 1600),
 }
 MUST_AGREE = ("vocab_size", "n_layer", "n_head", "n_embd")
+
+
+def require_there(init: str | None) -> None:
+    """Raise CheckpointError where weights to start from are neither a released model's nor on disk."""
+    if init is None or init in RELEASED:
+        return
+    try:
+        there = Path(init).exists()
+    except OSError:  # no name that a file could have
+        there = False
+    if not there:
+        rule = f"is not on disk, and none of {', '.join(RELEASED)}"
+        raise CheckpointError("weights to start from", key="init", value=init, rule=rule)
 
 
 def require_fit(init: str, model: DecoderConfig, stored: DecoderConfig) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_lightning.errors import ConfigError, StudyError, first_line
+from gpt2_lightning.settings.pretrained import require_there
 from gpt2_lightning.signals import Interrupted, requeue
 from gpt2_lightning.sweep.agent import Agent
 from gpt2_lightning.sweep.ledger import Ledger, finished
@@ -29,10 +30,14 @@ OWN_FILE = {"journal": "journal.log", "sqlite": "study.db"}  # in the study's fo
 
 def study(plan: Plan, slots: list[Slot] | None = None, start: Start = Child) -> None:
     """Run a study to its end, in this machine's slots or those given, of which ``start`` fills one; raises PlatformError."""
+    if not plan.folder.exists():
+        require_there(plan.base.init)
     slots = make_slots(plan.sweep, plan.base.trainer) if slots is None else slots
     plan.folder.parent.mkdir(parents=True, exist_ok=True)
     patience = Patience(seconds=PATIENCE_SECONDS)
     plan, ledger = open_study(plan, patience)
+    if finished(ledger.roots(), plan.n_trials) < plan.n_trials:
+        require_there(plan.base.init)
     view = View()
     view.note(headline(plan, ledger, len(slots)))
     agent = Agent(plan, ledger, slots, view, start)
