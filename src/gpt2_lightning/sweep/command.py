@@ -53,6 +53,7 @@ def study(plan: Plan, slots: list[Slot] | None = None, start: Start = Child) -> 
 
 def begin(plan: Plan) -> Plan:
     """Begin a study that others will run, or find it there, as the plan it has; raises PlatformError."""
+    require_there(plan.base.init)
     plan.folder.parent.mkdir(parents=True, exist_ok=True)
     return open_study(plan, Patience(seconds=0.0))[0]
 
