@@ -141,9 +141,10 @@ def register_schema() -> None:
     """Tell Hydra the types; optimizers and launchers are groups of types."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Composed)
-    for group, types in {"optimizer": OPTIMIZERS, "launch": LAUNCHERS}.items():
-        for name, settings in types.items():
-            store.store(group=group, name=f"{name}_settings", node=settings)
+    for name, settings in OPTIMIZERS.items():
+        store.store(group="optimizer", name=f"{name}_settings", node=settings)
+    for name, launch in LAUNCHERS.items():
+        store.store(group="launch", name=f"{name}_settings", node=launch)
 
 
 def compose_config(overrides: list[str]) -> RunConfig:
