@@ -43,10 +43,9 @@ ROOMS = {
     "sacrebleu": {"tasks.translation"},
 }
 HEIGHT = ["errors", "processor", "settings", "world", "config", "flags", "lock", "signals", "folder", "report", "servers",
-          "weights", "decoder", "shards", "loss", "optimizer", "metrics", "text_metrics", "tasks", "checkpoint", "nanogpt", "pretrained",
-          "data", "generation", "export", "guard", "module", "board", "evaluation", "inspection", "dashboard", "ranks",
-          "keeper", "strategy", "trainer", "run", "trial", "study_board", "sweep",
-          "slurm", "__main__"]  # fmt: skip
+          "weights", "decoder", "shards", "loss", "optimizer", "metrics", "text_metrics", "tasks", "checkpoint", "nanogpt",
+          "pretrained", "data", "generation", "export", "guard", "module", "board", "evaluation", "inspection", "dashboard",
+          "ranks", "keeper", "strategy", "trainer", "run", "trial", "study_board", "sweep", "slurm", "__main__"]  # fmt: skip
 
 
 def modules() -> dict[str, set[str]]:

@@ -113,8 +113,7 @@ def config_folder() -> Path:
 
 def search_folders() -> list[Path]:
     """Where config files are looked for, in order: ours, our ``sweeps/``, and those of the current folder."""
-    places = [config_folder(), config_folder().parent, Path.cwd() / "conf", Path.cwd()]
-    return list(dict.fromkeys(places))
+    return list(dict.fromkeys([config_folder(), config_folder().parent, Path.cwd() / "conf", Path.cwd()]))
 
 
 def group_options(group: str) -> dict[str, str]:
@@ -255,9 +254,8 @@ def load_config(path: str, overrides: list[str]) -> RunConfig:
     for key, _, value in (change.partition("=") for change in changes):
         if key in LAYERS or group_options(key):
             rule = f"is a file, and the settings of '{path}' are whole already"
-            raise ConfigError(
-                "setting", key=key, value=value, rule=rule, remedy="Set single keys, such as trainer.max_steps=100"
-            )
+            remedy = "Set single keys, such as trainer.max_steps=100"
+            raise ConfigError("setting", key=key, value=value, rule=rule, remedy=remedy)
     try:
         return complete(OmegaConf.load(path), OmegaConf.from_dotlist(changes))
     except OmegaConfBaseException as error:
@@ -421,8 +419,7 @@ def place_of(error: Exception) -> str:
 
 def typed_value(overrides: list[str], key: str) -> Any:
     """What the person typed for a key; UNSET when it came from a file."""
-    typed = [text.partition("=")[2] for text in overrides if text.lstrip("+~").partition("=")[0] == key]
-    return typed[-1] if typed else UNSET
+    return next((text.partition("=")[2] for text in reversed(overrides) if text.lstrip("+~").partition("=")[0] == key), UNSET)
 
 
 def default_keys(overrides: list[str]) -> list[str]:
