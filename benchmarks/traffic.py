@@ -70,6 +70,9 @@ def main() -> None:
     table(["model", *LINKS],
           [[name, *(" / ".join(f"{sent(p, w, r, 64) / rate * speeds[name] / BACKWARD:,.0f}" for w, r in kinds)
                     for rate in LINKS.values())] for name, p in counts.items()])  # fmt: skip
+    print("GB with AdamW in fp32: a checkpoint (12 bytes a parameter), a rank's state in training (16); seconds at 1 GB/s\n")
+    rows = [[name, f"{12 * p / 1e9:.1f}", f"{16 * p / 1e9:.1f}", f"{12 * p / 1e9:.0f}"] for name, p in counts.items()]
+    table(["model", "a checkpoint", "state", "seconds to write a checkpoint"], rows)
     print("tokens a second that a GPU eats, and cores of data for it\n")
     rows = [[name, f"{speed:,.0f}", *(f"{speed / rate:.2f}" for rate in a.stream)] for name, speed in speeds.items()]
     table(["model", "tokens a second", *(f"cores at {rate:,.0f}" for rate in a.stream)], rows)
