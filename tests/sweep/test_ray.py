@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from gpt2_lightning.__main__ import main
+from gpt2_lightning.errors import MachineError
+from gpt2_lightning.sweep.plan import read_plan
 from tests.sweep.stage import FAKE, SPACE, Stage
 
 ABSENT = "Ray is not installed: pip install 'gpt2-lightning[ray]'"
@@ -145,3 +147,31 @@ def test_what_cannot_be_is_refused_in_a_line(here: Path, capsys: Any, words: lis
     assert main(["sweep", *words] if STUDY[0] in words else words) == status
     err = capsys.readouterr().err
     assert said in err and err.count("\n") == 1 and not (here / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "nodes", "found"),
+    [
+        (["trainer=gpu", "sweep.devices_per_trial=8"], [{"CPU": 64, "GPU": 4}] * 2, "8 GPUs asked for, and no node of the"),
+        (["trainer=gpu", "sweep.devices_per_trial=2"], [{"CPU": 64, "GPU": 5}, {"CPU": 1, "GPU": 8}, {"CPU": 8}], 3),
+        (["trainer=cpu", "launch.cpus=3"], [{"CPU": 8, "GPU": 1}, {"CPU": 2}], 2),
+        (["trainer=cpu", "launch.cpus=3", "sweep.slots=5"], [{"CPU": 8}], 5),
+        (["trainer=cpu", "launch.cpus=9"], [{"CPU": 8}], "no node of the cluster has as many cores"),
+        (["trainer=auto"], [{"CPU": 8, "GPU": 2}], 2),
+    ],
+)
+@pytest.mark.parametrize("only", [pytest.param(None, marks=needs_ray)])
+def test_slots_are_what_the_nodes_have_room_for(
+    here: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], nodes: list[dict[str, int]], found: int | str, only: None
+) -> None:
+    from gpt2_lightning.sweep import cluster
+
+    monkeypatch.setattr(cluster, "join", lambda address: None)
+    monkeypatch.setattr(cluster.ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
+    plan = read_plan(["model=nano", *SPACE, "launch=ray", *words])
+    if isinstance(found, int):
+        slots, _ = cluster.connect(plan, plan.variants.start()[0])
+        assert [slot.index for slot in slots] == list(range(found))
+    else:
+        with pytest.raises(MachineError, match=found):
+            cluster.connect(plan, plan.variants.start()[0])
