@@ -121,6 +121,7 @@ def test_a_run_that_is_requeued_twice_is_the_undisturbed_one(cluster: Cluster, t
     assert living(folder) == []
 
 
+@pytest.mark.postgres
 def test_agents_that_are_cancelled_and_requeued_make_the_undisturbed_study(
     cluster: Cluster,
     tmp_path: Path,
