@@ -6,7 +6,9 @@ and ``keeper``.
 
 import ctypes
 import logging
+import os
 import warnings
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from gpt2_lightning.errors import MachineError
 from gpt2_lightning.keeper import Folders
 from gpt2_lightning.processor import processor_flags
 from gpt2_lightning.strategy import Started, choose_strategy
-from gpt2_lightning.world import find_world
+from gpt2_lightning.world import GPU_SHARE, find_world
 
 __all__ = ["build_trainer", "choose_devices", "choose_precision", "with_ranks"]
 
@@ -34,6 +36,8 @@ def build_trainer(config: RunConfig, folder: Path, callbacks: list[Callback]) ->
     accelerator = choose_devices(t.accelerator, t.devices)
     if accelerator == "cpu":
         keep_freed_memory()
+    else:
+        keep_to_share(float(os.environ.get(GPU_SHARE, "1")), range(t.devices or 1))
     return Trainer(
         accelerator=accelerator,
         devices=t.devices or 1,
@@ -90,6 +94,12 @@ def choose_precision(precision: str, accelerator: str) -> str:
         rule = f"is not supported on this {accelerator}, which supports {', '.join(supported)}"
         raise MachineError("precision", key="trainer.precision", value=precision, rule=rule)
     return precision
+
+
+def keep_to_share(share: float, devices: Iterable[int]) -> None:
+    """Let this process have no more of its GPUs' memory than its share, so that trials beside it do not run out of theirs."""
+    for device in devices if share < 1 else ():
+        torch.cuda.set_per_process_memory_fraction(share, device)
 
 
 def keep_freed_memory() -> None:

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from gpt2_lightning.errors import MachineError
 from gpt2_lightning.settings.trainer import TrainerConfig
 
-__all__ = ["RUN_FOLDER", "World", "find_world", "is_other_rank", "may_speak", "own_rank"]
+__all__ = ["GPU_SHARE", "RUN_FOLDER", "World", "find_world", "is_other_rank", "may_speak", "own_rank"]
 
 RUN_FOLDER = "GPT2_LIGHTNING_RUN"  # tells the other ranks the folder that rank 0 opened
+GPU_SHARE = "GPT2_LIGHTNING_GPU_SHARE"  # tells a trial how much of its GPUs' memory is its own
 TORCHRUN, SRUN = "TORCHELASTIC_RUN_ID", "SLURM_STEP_NUM_TASKS"
 FIRST_PORT, PORTS = 15_000, 10_000
 

@@ -94,7 +94,7 @@ def train(folder, c, fake, lr, beta, seed, wrong):
     step, x = state["step"], state["x"]
     lines, vals = state["lines"], state["vals"]
     whole(metrics, "".join(lines))
-    env = {k: os.environ.get(k) for k in ("CUDA_VISIBLE_DEVICES", "MASTER_PORT", "OMP_NUM_THREADS")}
+    env = {k: os.environ.get(k) for k in ("CUDA_VISIBLE_DEVICES", "MASTER_PORT", "OMP_NUM_THREADS", "GPT2_LIGHTNING_GPU_SHARE")}
     audit("start", trial=folder.name, step=step, env=env, secret="GPT2_LIGHTNING_STORAGE" in os.environ)
     while step < steps:
         if STOP and wrong != "hang":

@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 from gpt2_lightning.sweep import agent as agents
 from gpt2_lightning.sweep.agent import Agent
 from gpt2_lightning.sweep.ledger import Ledger
+from gpt2_lightning.trainer import keep_to_share
 from tests.lab import finish, kill_at_call
 from tests.sweep.stage import Stage, kill
 
@@ -394,6 +395,22 @@ def test_faked_gpus_are_shared_out_and_all_filled(tmp_path: Path, gpus: str, n: 
     assert len(set(ports)) == (6 if n > 1 else 1)
     if slots * n > 1:
         assert {int(env["OMP_NUM_THREADS"]) for env in envs} == {max(1, len(os.sched_getaffinity(0)) // (slots * n))}
+
+
+@pytest.mark.parametrize("gpus, slots, share", [("4", 2, "0.5"), ("4,5", 3, "0.5"), ("4,5", 2, "1.0"), ("", 2, None)])
+def test_trials_that_share_a_gpu_have_a_part_of_its_memory(tmp_path: Path, gpus: str, slots: int, share: str | None) -> None:
+    stage = Stage(tmp_path, "journal", "trainer.accelerator=auto", f"sweep.slots={slots}", "sweep.n_trials=3")
+    assert stage.run(CUDA_VISIBLE_DEVICES=gpus) == 0, stage.said()
+    assert {line["env"]["GPT2_LIGHTNING_GPU_SHARE"] for line in stage.audit("start")} == {share}
+
+
+def test_a_process_keeps_to_its_share_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[tuple[float, int]] = []
+    monkeypatch.setattr("torch.cuda.set_per_process_memory_fraction", lambda *asked: kept.append(asked))
+    keep_to_share(1.0, range(2))
+    assert kept == []
+    keep_to_share(0.5, range(2))
+    assert kept == [(0.5, 0), (0.5, 1)]
 
 
 def test_slots_are_refilled_at_once(tmp_path: Path) -> None:

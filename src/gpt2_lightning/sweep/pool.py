@@ -22,6 +22,7 @@ from gpt2_lightning.errors import MachineError
 from gpt2_lightning.lock import process_state
 from gpt2_lightning.settings.sweep import SweepConfig
 from gpt2_lightning.settings.trainer import TrainerConfig
+from gpt2_lightning.world import GPU_SHARE
 
 __all__ = ["AGENT", "LOST", "Child", "Slot", "Start", "Trial", "end_group", "make_slots"]
 
@@ -38,11 +39,12 @@ PORTS: deque[int] = deque(maxlen=64)  # given to children, who may not listen on
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Room for one trial: which GPUs, none on a machine without; how many CPU threads."""
+    """Room for one trial: which GPUs, none on a machine without; how many CPU threads; which share of the GPUs' memory."""
 
     index: int
     gpus: tuple[str, ...]
     threads: int | None
+    share: float = 1.0
 
 
 @runtime_checkable
@@ -73,7 +75,8 @@ def make_slots(config: SweepConfig, trainer: TrainerConfig) -> list[Slot]:
     count = config.slots or len(groups)
     cores, whole = own_cores()
     threads = None if count * n == 1 and whole else max(1, cores // (count * n))
-    return [Slot(i, groups[i % len(groups)], threads) for i in range(count)]
+    share = 1 / -(-count // len(groups)) if groups[0] else 1.0
+    return [Slot(i, groups[i % len(groups)], threads, share) for i in range(count)]
 
 
 def own_cores() -> tuple[int, bool]:
@@ -106,6 +109,7 @@ class Child:
             env["OMP_NUM_THREADS"] = str(slot.threads)
         if slot.gpus:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)
+            env[GPU_SHARE] = str(slot.share)
         if ranks > 1:
             env["MASTER_PORT"] = str(free_port())
         with log.open("ab") as file:
