@@ -70,13 +70,13 @@ def test_ranks_and_strategies_give_the_same_losses_and_go_on_from_each_others_ch
 ) -> None:
     words = [*WORDS, f"optimizer={optimizer}", "trainer.max_steps=50", "trainer.val_every=25", "checkpoint.every=20"]
     kinds = [(1, "ddp"), (2, "ddp"), (2, "fsdp"), (4, "ddp"), (4, "fsdp")][: 5 if optimizer == "adamw" else 3]
-    found = [train([*words, *kind(*k), "checkpoint.keep=9"], tmp_path / f"{k}") for k in kinds]
+    found = [train([*words, *kind(*k), "checkpoint.keep=9"], tmp_path / "{}-{}".format(*k)) for k in kinds]
     for folder in found[1:]:
         assert_close(lines(found[0]), lines(folder))
     for i, k in enumerate(kinds):
         begun = next(path for path in checkpoints(found[i - 1] / "checkpoints") if path.name == "step-00000020")
         more = [f"resume={begun}", "resume_allow=[trainer,checkpoint]"]
-        resumed = train([*words, *kind(*k), *more], tmp_path / f"from {k}")
+        resumed = train([*words, *kind(*k), *more], tmp_path / "from-{}-{}".format(*k))
         assert_close([row for row in lines(found[0]) if row["step"] > 20], lines(resumed))
 
 

@@ -22,6 +22,7 @@ from gpt2_lightning.settings.optimizer import (
     ScheduleConfig,
     SGDConfig,
 )
+from gpt2_lightning.shards import is_sharded
 
 __all__ = ["build_optimizer", "decay_groups", "schedule_factor", "set_learning_rate"]
 
@@ -44,6 +45,7 @@ def build_optimizer(config: OptimizerConfig, decoder: nn.Module, fused: bool = T
         case AdafactorConfig():
             return Adafactor(groups, lr=config.lr, beta2_decay=config.beta2_decay, d=config.clip_threshold)
         case SGDConfig():
+            fused = fused and not any(map(is_sharded, decoder.parameters()))  # torch has no fused SGD of sharded tensors
             return SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
     raise TypeError(f"no optimizer for {type(config).__name__}")
 
