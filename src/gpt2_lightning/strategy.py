@@ -81,13 +81,15 @@ class Sharded(ModelParallelStrategy):
 
 
 def divided(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
-    """An optimizer's state with this rank's part of what is as large as its parameter."""
+    """An optimizer's state with this rank's part of what is as large as its parameter; fused only if this optimizer is."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     parts = {
         i: {k: own_parts_of(v, parameters[i]) if isinstance(v, Tensor) else v for k, v in held.items()}
         for i, held in state["state"].items()
     }
-    return {**state, "state": parts}
+    own = [{"fused": group["fused"]} if "fused" in group else {} for group in optimizer.param_groups]
+    groups = [{**group, **mine} for group, mine in zip(state["param_groups"], own, strict=True)]
+    return {**state, "state": parts, "param_groups": groups}
 
 
 class Started(ClusterEnvironment):
