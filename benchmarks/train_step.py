@@ -163,7 +163,7 @@ def train_ours(config: RunConfig, last: Callback) -> None:
     dashboard = Dashboard(run.path, config, data)
     keeper = Keeper(config, run, run.path, dashboard, module.signals)
     fit(build_trainer(config, run.path, [dashboard, keeper, last]), module, data)
-    dashboard.finish(module)
+    dashboard.finish()
     run.lock.release()
 
 

@@ -84,9 +84,12 @@ class Cluster:
     def wait_until_idle(self) -> None:
         end = time.monotonic() + SECONDS
         while self.said("sinfo", "-h", "-o", "%T %D").strip() != "idle 2":
-            logs = [path.read_text(errors="replace")[-2000:] for path in self.folder.glob("*log")]
-            assert self.parent.poll() is None and time.monotonic() < end, "\n".join(logs)
+            assert self.parent.poll() is None and time.monotonic() < end, self.logs()
             time.sleep(0.2)
+
+    def logs(self) -> str:
+        """The ends of what the daemons say."""
+        return "\n".join(path.read_text(errors="replace")[-3000:] for path in sorted(self.folder.glob("*log")))
 
     def said(self, *words: str) -> str:
         """What one of Slurm's commands prints."""
@@ -97,8 +100,8 @@ class Cluster:
         return self.said("squeue", "-h", "-t", "all", "-o", "%T", "-j", job).strip()
 
     def jobs(self) -> list[str]:
-        """What waits or runs."""
-        return self.said("squeue", "-h", "-o", "%i %T").split("\n")[:-1]
+        """What there is, and how it stands."""
+        return self.said("squeue", "-h", "-t", "all", "-o", "%i %T %r").split("\n")[:-1]
 
     def remove(self) -> None:
         """End everything and wait for it."""

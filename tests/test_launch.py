@@ -117,7 +117,7 @@ def test_a_study_is_an_array_of_agents(here: Path, capsys: pytest.CaptureFixture
 
 
 BAD = [
-    (("launch=slrum",), "launch = slrum", "There are slurm, local"),
+    (("launch=slrum",), "launch = slrum", "There are slurm, ray, local"),
     (("launch=slurm", "launch.partiton=a"), "launch.partiton = a", "Did you mean launch.partition?"),
     (("launch.partition=a",), "launch.partition = a", "Did you mean launch.partition with launch=slurm?"),
     (("launch=slurm", "launch.partition='a\"b'"), "launch.partition", "must be printable text without quotes"),

@@ -269,8 +269,8 @@ PEAK_OF_INIT = PEAK.replace(
     "from gpt2_lightning.decoder import Decoder",
     "from gpt2_lightning.decoder import DecoderConfig\nfrom gpt2_lightning.pretrained import find_weights, load_weights",
 ).replace(
-    "Decoder.from_pretrained(sys.argv[1])",
-    "load_weights(find_weights(sys.argv[1], DecoderConfig(n_embd=640, n_head=10)), DecoderConfig(n_embd=640, n_head=10))",
+    "return Decoder.from_pretrained(path)",
+    "c = DecoderConfig(n_embd=int(Path(path).parent.name), n_head=1); return load_weights(find_weights(path, c), c)",
 )
 
 
@@ -278,13 +278,14 @@ PEAK_OF_INIT = PEAK.replace(
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process is read from /proc")
 def test_starting_takes_little_more_memory_than_the_weights(tmp_path: Path) -> None:
     """Of nanoGPT's file, which is mapped, no page stays beside its copy, and none of the moments is read."""
-    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_embd=640, n_head=10))
-    theirs.save_pretrained(tmp_path / "theirs")
-    decoder = Decoder.from_pretrained(tmp_path / "theirs")
-    moments = {name: torch.zeros_like(p) for name, p in decoder.state_dict().items()}
-    torch.save(nano(decoder, optimizer={"first": moments, "second": moments}), tmp_path / "ckpt.pt")
+    for width in (640, 8):
+        theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_embd=width, n_head=1))
+        theirs.save_pretrained(tmp_path / f"{width}/theirs")
+        decoder = Decoder.from_pretrained(tmp_path / f"{width}/theirs")
+        moments = {name: torch.zeros_like(p) for name, p in decoder.state_dict().items()}
+        torch.save(nano(decoder, optimizer={"first": moments, "second": moments}), tmp_path / f"{width}/ckpt.pt")
     for name in ("theirs", "ckpt.pt"):
-        command = [sys.executable, "-c", PEAK_OF_INIT, str(tmp_path / name)]
+        command = [sys.executable, "-c", PEAK_OF_INIT, *(str(tmp_path / width / name) for width in ("640", "8"))]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         assert 0.9 < float(done.stdout) < 1.2, name
 

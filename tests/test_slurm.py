@@ -55,12 +55,13 @@ def wait_for(cluster: Cluster, folder: Path, what: Callable[[], Any], seconds: f
             return found
         time.sleep(0.3)
     logs = [path.read_text(errors="replace")[-3000:] for path in (folder / "outputs").rglob("slurm/*.log")]
-    raise TimeoutError("\n".join([*cluster.jobs(), *logs]))
+    raise TimeoutError("\n".join([*cluster.jobs(), *logs, cluster.logs()]))
 
 
 def hasten(cluster: Cluster, folder: Path, job: str) -> None:
-    """Have a job that is requeued start at once; Slurm by itself lets two minutes pass."""
-    wait_for(cluster, folder, lambda: cluster.state(job) == "PENDING")
+    """Have a job that is requeued start as soon as its last start is over; Slurm by itself lets two minutes pass."""
+    wait_for(cluster, folder, lambda: cluster.state(job) == "PENDING" and not living(folder))
+    time.sleep(3)  # for what slurmd still has to do; a job that it launches too early fails
     cluster.said("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 

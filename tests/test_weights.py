@@ -592,9 +592,12 @@ def status(key):
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
     return int(line.split()[1]) * 1024
 
-Decoder.from_pretrained(sys.argv[2])  # what is imported on the way is no part of it
+def load(path):
+    return Decoder.from_pretrained(path)
+
+load(sys.argv[2])  # what is imported on the way is no part of it
 before = status("VmRSS")
-decoder = Decoder.from_pretrained(sys.argv[1])
+decoder = load(sys.argv[1])
 print((status("VmHWM") - before) / sum(p.nbytes for p in decoder.parameters()))
 """
 

@@ -365,13 +365,13 @@ def test_every_door_of_a_multirun_leads_to_the_same_study(monkeypatch: pytest.Mo
     from hydra.core.plugins import Plugins
     from hydra.plugins.sweeper import Sweeper
 
-    seen: list[list[str]] = []
+    seen: list[Plan] = []
     monkeypatch.setattr("gpt2_lightning.sweep.command.study", seen.append)
     assert main([*words, "seed=1,2"]) == 0
     (door,) = [found for found in Plugins.instance().discover(Sweeper) if "GPT2" in found.__name__]
     with pytest.raises(SystemExit):
         door().sweep(["seed=1,2"])
-    assert seen[0] == seen[1] and seen[0][0] == "sweep.sampler=grid"
+    assert seen[0].words == seen[1].words and seen[0].words[0] == "sweep.sampler=grid"
 
 
 def test_hydra_finds_the_schema_of_the_files_of_other_sweepers() -> None:
