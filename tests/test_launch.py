@@ -317,3 +317,9 @@ def test_options_are_read_whole() -> None:
 
 def test_help_knows_of_it(process: Command) -> None:
     assert "launch=slurm" in process("--help").stdout
+
+
+def test_weights_to_start_from_are_looked_for_before_a_run_is_submitted(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["+experiment=quickstart", "launch=slurm", "dry_run=true", "init=weights"]) == 4
+    assert "weights to start from (init = weights): is not on disk" in capsys.readouterr().err
+    assert list(here.iterdir()) == []

@@ -25,6 +25,7 @@ from gpt2_lightning.config import RunConfig
 from gpt2_lightning.errors import ConfigError, MachineError
 from gpt2_lightning.folder import find_folder, finished, runs_folder
 from gpt2_lightning.settings.launch import SlurmLaunch, unfit
+from gpt2_lightning.settings.pretrained import require_there
 from gpt2_lightning.sweep.command import begin
 from gpt2_lightning.sweep.plan import Plan
 from gpt2_lightning.sweep.storage import DEFAULT, VARIABLE, asked_storage
@@ -67,6 +68,7 @@ class Script(SlurmExecutor):
 
 def submit_run(words: list[str], config: RunConfig, launch: SlurmLaunch, dry_run: bool) -> None:
     """Submit a run, or print its script; raises PlatformError for what a start here would refuse."""
+    require_there(config.init)
     nodes, devices = ranks(words, config, launch)
     config = replace(config, trainer=replace(config.trainer, nodes=nodes, devices=devices))
     folder = find_folder(config, say=not dry_run)
