@@ -60,7 +60,7 @@ def evaluate(config: EvaluateConfig, words: Sequence[str] = ()) -> None:
     else:
         protocol = OF_RECORDS[config.protocol]
         figures = {config.protocol: judge_records(opened, tokenizer, protocol, config)}
-    result = described(config, opened, figures) | details | {"seconds": round(time.monotonic() - began, 3)}
+    result = details | described(config, opened, figures) | {"seconds": round(time.monotonic() - began, 3)}
     if config.out is not None:
         write_whole(Path(config.out), json.dumps(result, indent=2) + "\n")
     print(table(figures, headline(config, result)) + (f"\n\n{shown}" if shown else ""))
