@@ -10,11 +10,11 @@ from pathlib import Path
 
 from contest import write_report
 
-from gpt2_lightning.checkpoint import find_run, load_decoder
 from gpt2_lightning.config import load_config
 from gpt2_lightning.generation.measures import choose_rows, measure_generation
 from gpt2_lightning.run import open_data
 from gpt2_lightning.settings.sampler import SamplerConfig
+from gpt2_lightning.trained import find_run, load_decoder
 
 KS = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128]
 COLUMNS = ["perplexity", "perplexity_gap", "repetition", "distinct_3", "self_bleu", "zipf", "sampled_entropy", "entropy"]

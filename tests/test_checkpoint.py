@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as distributed
 from safetensors.torch import load_file
 
 from gpt2_lightning import checkpoint
 from gpt2_lightning.checkpoint import (
     Disk,
-    best_checkpoint,
     checkpoints,
     load_checkpoint,
     newest_verified,
@@ -24,7 +24,9 @@ from gpt2_lightning.checkpoint import (
     tidy_checkpoints,
     verify_checkpoint,
 )
+from gpt2_lightning.checkpoint_io import Ranks
 from gpt2_lightning.errors import CheckpointError, OutputError
+from gpt2_lightning.trained import best_checkpoint
 from tests.lab import finish, same
 
 FAULTS = ("fails", "no space", "short write", "kill")
@@ -130,6 +132,93 @@ def test_a_fault_at_any_operation_of_a_save_leaves_a_good_checkpoint(
         assert all(path.name.startswith("step-") for path in parent.iterdir())
         save(parent, 4)
         assert newest_verified(parent)[0] == parent / "step-00000004"
+
+
+def start_team(parent: Path, step: int, at: int = -1, fault: str = "", faulty: int = 0) -> list[int]:
+    """Two ranks that save together, each some of the tensors; an operation of one of them fails. Returns their processes."""
+    store = parent.with_name(f"{parent.name}-store-{step}")
+    disks = [FaultyDisk(at if rank == faulty else -1, fault) for rank in (0, 1)]
+    return [fork(lambda rank=rank: save_as_team(parent, step, store, rank, disks[rank])) for rank in (0, 1)]  # type: ignore[misc]
+
+
+def fork(work: Callable[[], None]) -> int:
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+            os._exit(0)
+        except (OSError, RuntimeError):
+            os._exit(1)
+        finally:
+            os._exit(99)
+    return pid
+
+
+def save_as_team(parent: Path, step: int, store: Path, rank: int, disk: FaultyDisk) -> None:
+    checkpoint.disk, checkpoint.time.sleep = disk, lambda _: None  # type: ignore[assignment]
+    distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    state, weights, facts = content(step)
+    own = dict(list(weights.items())[rank::2])
+    parts = {"shard:moments/0": state["moments"][0]} if rank else {}
+    save_checkpoint(parent, state | {"moments": ["shard:moments/0"]}, own, facts, parts, Ranks(None))
+    if rank == 0:
+        prune_checkpoints(parent, 2)
+    (parent.parent / f"operations-{rank}").write_text(str(disk.count))
+
+
+def test_ranks_save_together_what_one_loads(tmp_path: Path) -> None:
+    assert [finish(pid) for pid in start_team(tmp_path / "c", 3)] == [0, 0]
+    (folder,) = checkpoints(tmp_path / "c")
+    files = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "state-00002-of-00002.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", *files, "state.ckpt"]
+    assert is_whole(folder)
+    for file in files:
+        good = (folder / file).read_bytes()
+        (folder / file).write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+        with pytest.raises(CheckpointError, match=file):
+            verify_checkpoint(folder)
+        (folder / file).unlink()
+        with pytest.raises(CheckpointError, match=file):
+            verify_checkpoint(folder)
+        (folder / file).write_bytes(good)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("faulty", [0, 1])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_at_any_operation_of_a_rank_leaves_a_good_checkpoint(tmp_path: Path, fault: str, faulty: int) -> None:
+    assert [finish(pid) for pid in start_team(tmp_path / "count", 1)] == [0, 0]
+    operations = int((tmp_path / f"operations-{faulty}").read_text())
+    assert operations > 5
+    for at in range(1, operations + 1):
+        parent = tmp_path / f"at{at}"
+        for step in (1, 2):
+            save(parent, step)
+        statuses = [finish(pid) for pid in start_team(parent, 3, at, fault, faulty)]
+        if fault == "kill":
+            assert statuses[faulty] == -9 and statuses[1 - faulty] in (0, 1)
+        else:
+            assert statuses == [0, 0]
+        newest, faults = newest_verified(parent)
+        assert faults == [] and newest
+        assert newest.name in ("step-00000003", "step-00000003-1", *(["step-00000002"] if fault == "kill" else []))
+        assert all(is_whole(folder) for folder in checkpoints(parent))
+        tidy_checkpoints(parent)
+        assert all(path.name.startswith("step-") for path in parent.iterdir())
+
+
+def test_a_disk_that_stays_full_for_one_rank_is_said_by_all(tmp_path: Path) -> None:
+    save(tmp_path / "c", 1)
+
+    def work(rank: int) -> None:
+        with pytest.raises(OutputError, match=r"the ones before it stand: .*injected \[rank 1\]"):
+            save_as_team(
+                tmp_path / "c", 2, tmp_path / "store", rank, FaultyDisk(3 if rank else -1, "no space", forever=bool(rank))
+            )
+
+    assert [finish(pid) for pid in [fork(lambda rank=rank: work(rank)) for rank in (0, 1)]] == [0, 0]  # type: ignore[misc]
+    assert newest_verified(tmp_path / "c") == (tmp_path / "c/step-00000001", [])
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["step-00000001"]
 
 
 def test_a_disk_that_stays_full_is_said_and_the_checkpoints_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = {
     "hydra": {"config", "flags", "sweep.space"},
     "omegaconf": {"config"},
-    "lightning": {"module", "data.stream", "run", "dashboard", "keeper", "strategy", "trainer"},
+    "lightning": {"checkpoint_io", "module", "data.stream", "run", "dashboard", "keeper", "strategy", "trainer"},
     "optuna": {
         "report.charts",
         "servers",
@@ -43,9 +43,10 @@ ROOMS = {
     "sacrebleu": {"tasks.translation"},
 }
 HEIGHT = ["errors", "processor", "settings", "world", "config", "flags", "lock", "signals", "folder", "report", "servers",
-          "weights", "decoder", "shards", "loss", "optimizer", "metrics", "text_metrics", "tasks", "checkpoint", "nanogpt",
-          "pretrained", "data", "generation", "export", "guard", "module", "board", "evaluation", "inspection", "dashboard",
-          "ranks", "keeper", "strategy", "trainer", "run", "trial", "study_board", "sweep", "slurm", "__main__"]  # fmt: skip
+          "weights", "decoder", "shards", "loss", "optimizer", "metrics", "text_metrics", "tasks", "checkpoint",
+          "checkpoint_io", "trained", "nanogpt", "pretrained", "data", "generation", "export", "guard", "module", "board",
+          "evaluation", "inspection", "dashboard", "ranks", "keeper", "strategy", "trainer", "run", "trial", "study_board",
+          "sweep", "slurm", "__main__"]  # fmt: skip
 
 
 def modules() -> dict[str, set[str]]:

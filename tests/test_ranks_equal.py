@@ -7,14 +7,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
 
 from gpt2_lightning import run as recipe
-from gpt2_lightning.checkpoint import checkpoints
+from gpt2_lightning.checkpoint import checkpoints, load_checkpoint
 from gpt2_lightning.errors import DataError
 from gpt2_lightning.module import GPT2Module
 from tests.lab import (
@@ -61,6 +65,51 @@ def test_two_ranks_train_as_one(tmp_path: Path, strategy: str) -> None:
     one = train([*words, *kind(1, strategy)], tmp_path / "one")
     two = train([*words, *kind(2, strategy)], tmp_path / "two")
     assert_close(lines(one), lines(two))
+    if strategy == "fsdp":
+        assert_shared_out(checkpoints(two / "checkpoints")[0], checkpoints(one / "checkpoints")[0])
+
+
+def assert_shared_out(folder: Path, whole: Path) -> None:
+    """Each rank has saved about a half of the weights and moments, whole tensors, and they are those of one rank."""
+    (one_state, one), (state, weights) = load_checkpoint(whole), load_checkpoint(folder)
+    assert one.keys() == weights.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(weights[name], tensor, rtol=0, atol=1e-5)
+    moments, others = (s["optimizer_states"][0]["state"] for s in (state, one_state))
+    assert moments.keys() == others.keys()
+    for i, held in others.items():
+        torch.testing.assert_close(moments[i]["exp_avg_sq"], held["exp_avg_sq"], rtol=1e-3, atol=1e-9)
+    for stem, bytes_of_all in (("model", 1), ("state", 2)):
+        sizes = [path.stat().st_size for path in sorted(folder.glob(f"{stem}-0000?-of-00002.safetensors"))]
+        total = bytes_of_all * sum(w.nbytes for w in weights.values())
+        assert len(sizes) == 2 and max(sizes) < 0.7 * total < total <= sum(sizes) < 1.1 * total
+    assert (folder / "state.ckpt").stat().st_size < 0.2 * total
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_gradients_travel_at_the_last_batch_of_a_step_alone(tmp_path: Path, strategy: str) -> None:
+    def note(sync: bool) -> None:
+        if os.environ["LOCAL_RANK"] == "0":
+            with (tmp_path / "synced").open("a") as file:
+                file.write("+" if sync else "-")
+
+    def broken() -> None:
+        def counted(self: Any, sync: bool, *, there: Any = FSDPModule.set_requires_gradient_sync) -> None:
+            note(sync)
+            there(self, sync)
+
+        @contextmanager
+        def no_sync(self: Any, there: Any = DistributedDataParallel.no_sync) -> Iterator[None]:
+            with there(self):
+                note(False)
+                yield
+                note(True)
+
+        FSDPModule.set_requires_gradient_sync = counted  # type: ignore[method-assign]
+        DistributedDataParallel.no_sync = no_sync  # type: ignore[method-assign]
+
+    train([*WORDS, *kind(2, strategy), "trainer.max_steps=3", "trainer.val_every=3"], tmp_path, broken)
+    assert (tmp_path / "synced").read_text() == "-+" * 3  # a step has two batches
 
 
 @pytest.mark.slow
@@ -137,9 +186,18 @@ def test_another_ranks_fault_is_said_by_rank_0_with_its_status(tmp_path: Path) -
     assert said(tmp_path) == ["error: corpus (file = tales.txt): was cut short [rank 1]"]
 
 
-@pytest.mark.parametrize(("rank", "starter"), [(1, "torchrun"), (0, "srun")])
-def test_a_killed_rank_ends_all_with_the_reason_and_the_command_goes_on(tmp_path: Path, rank: int, starter: str) -> None:
-    words = [*WORDS, *FOLLOW, "trainer.max_steps=8", "trainer.val_every=4", "checkpoint.every=2"]
+@pytest.mark.parametrize(("rank", "starter", "strategy"), [(1, "torchrun", "fsdp"), (0, "srun", "ddp")])
+def test_a_killed_rank_ends_all_with_the_reason_and_the_command_goes_on(
+    tmp_path: Path, rank: int, starter: str, strategy: str
+) -> None:
+    words = [
+        *WORDS,
+        *FOLLOW,
+        "trainer.max_steps=8",
+        "trainer.val_every=4",
+        "checkpoint.every=2",
+        f"trainer.strategy={strategy}",
+    ]
     whole = train([*words, "trainer.devices=2", "trainer.nodes=1"], tmp_path / "whole")
     cut = tmp_path / "cut"
     pids = start_world(words, cut, 2, 1, kill_at_call(GPT2Module, "training_step", 11, rank), starter)

@@ -2,9 +2,11 @@
 
 ``checkpoints/step-00000250/`` holds ``model.safetensors`` (the weights, once), ``state.ckpt`` (all else) and ``manifest.json``,
 written last, with the size and SHA-256 of both and of itself. They are made in a hidden folder beside it, flushed, read
-back from the disk, loaded as they will be, and only then is the folder renamed; older ones go after that.
-One number: 1.5 GB, a checkpoint of the 124M model with AdamW's two moments. Choice not taken: staging in TMPDIR, from where a
-move to another file system is a copy, and a kill in the middle of it destroys the good file it replaces.
+back from the disk, loaded as they will be, and only then is the folder renamed; older ones go after that. Of a sharded model
+every rank writes and proves a file of weights and one of moments, whole tensors in each, before rank 0 seals them all.
+One number: 1.5 GB, a checkpoint of the 124M model with AdamW's two moments. Choices not taken: staging in TMPDIR, from where a
+move to another file system is a copy, and a kill in the middle of it destroys the good file it replaces; torch's distributed
+checkpoints, whose metadata is a pickle, and which say of no byte whether it is the one that was written.
 """
 
 import hashlib
@@ -14,9 +16,9 @@ import os
 import pickle
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +27,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gpt2_lightning.decoder import Decoder, DecoderConfig
 from gpt2_lightning.errors import CheckpointError, OutputError, first_line
 from gpt2_lightning.folder import sync_folder
 
 __all__ = [
-    "best_checkpoint", "checkpoints", "find_checkpoint", "find_run", "load_checkpoint", "load_decoder", "newest_verified",
-    "prune_checkpoints", "read_manifest", "remove_folder", "save_checkpoint", "set_damaged_aside", "step_of",
-    "tidy_checkpoints", "verify_checkpoint",
+    "MANIFEST", "Team", "checkpoints", "damaged", "load_checkpoint", "load_weights", "newest_verified", "prune_checkpoints",
+    "read_manifest", "remove_folder", "save_checkpoint", "set_damaged_aside", "sound", "step_of", "tidy_checkpoints",
+    "verify_checkpoint",
 ]  # fmt: skip
 
-MANIFEST, STATE, WEIGHTS = "manifest.json", "state.ckpt", "model.safetensors"
+MANIFEST, STATE = "manifest.json", "state.ckpt"
+WEIGHTS, PARTS = "model", "state"  # safetensors: one file, or one a rank
 NAME = re.compile(r"step-(\d{8,})(?:-(\d+))?")
 SEALED = re.compile(rb'(\{.*"sha256": ")([0-9a-f]{64})("\n\}\n)', re.DOTALL)
 CHUNK = 2**22
@@ -122,40 +124,96 @@ class Sink(io.RawIOBase):
                 disk.close(self.descriptor)
 
 
-def save_checkpoint(parent: Path, state: dict[str, Any], weights: dict[str, Tensor], facts: dict[str, Any]) -> Path:
+class Team:
+    """The ranks that save one checkpoint, each its part of it; this one has all, alone."""
+
+    rank, size = 0, 1
+
+    def lead(self, do: Callable[[], Any]) -> Any:
+        """Have rank 0 do it: its result on every rank; OSError on every rank where it failed."""
+        return sound(do)
+
+    def each(self, do: Callable[[], Any]) -> list[Any]:
+        """Have every rank do it: all results on every rank; OSError on every rank where one failed."""
+        return [sound(do)]
+
+
+def sound(do: Callable[[], Any]) -> Any:
+    """Do it; whatever is wrong with the disk or with what was read back is an OSError."""
+    try:
+        return do()
+    except (RuntimeError, ValueError) as error:
+        raise OSError(first_line(error)) from error
+
+
+ALONE = Team()
+
+
+def save_checkpoint(
+    parent: Path,
+    state: dict[str, Any],
+    weights: dict[str, Tensor],
+    facts: dict[str, Any],
+    parts: dict[str, Tensor] | None = None,
+    team: Team = ALONE,
+) -> Path:
     """Save in ``parent`` and return the folder; ``facts``, plain JSON with ``step``, go into the manifest.
 
-    Raises OutputError, with the checkpoints before it untouched, when it has failed three times.
+    ``weights`` and ``parts`` are those of this rank; the name of a part stands in ``state`` for it, which rank 0 saves. Raises
+    OutputError on every rank, with the checkpoints before it untouched, when it has failed three times.
     """
     for attempt in range(ATTEMPTS):
         try:
-            return try_to_save(parent, state, weights, facts)
-        except (OSError, RuntimeError, ValueError) as error:
+            return try_to_save(parent, state, weights, facts, parts or {}, team)
+        except OSError as error:
             failure = error
-            with suppress(OSError):  # else the next start tidies
-                tidy_checkpoints(parent)
+            if team.rank == 0:
+                with suppress(OSError):  # else the next start tidies
+                    tidy_checkpoints(parent)
             time.sleep(attempt)
     rule = f"cannot be saved, the ones before it stand: {first_line(failure)}"
     raise OutputError("checkpoint", key="folder", value=str(parent), rule=rule) from failure
 
 
-def try_to_save(parent: Path, state: dict[str, Any], weights: dict[str, Tensor], facts: dict[str, Any]) -> Path:
-    """Once: write, flush, read back, rename, flush."""
-    name = free_name(parent, facts["step"])
+def try_to_save(
+    parent: Path, state: dict[str, Any], weights: dict[str, Tensor], facts: dict[str, Any], parts: dict[str, Tensor], team: Team
+) -> Path:
+    """Once: every rank writes, flushes and reads back its own, then rank 0 all else, and renames."""
+    name = team.lead(lambda: begin_folder(parent, facts["step"]))
     partial = parent / f".{name}"
-    disk.mkdir(partial)
-    files = {
-        WEIGHTS: write_file(partial / WEIGHTS, lambda file: write_safetensors(file, weights)),
-        STATE: write_file(partial / STATE, lambda file: torch.save(state, file)),
-    }
-    manifest = seal({**facts, "saved_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "files": files})
+    written = team.each(lambda: write_tensors(partial, weights, parts, team))
+    files = {name: entry for each in written for name, entry in each.items()}
+    team.lead(lambda: finish_folder(partial, parent / name, state, facts, files))
+    return parent / name
+
+
+def begin_folder(parent: Path, step: int) -> str:
+    """Make the hidden folder; returns the name it will have."""
+    name = free_name(parent, step)
+    disk.mkdir(parent / f".{name}")
+    return name
+
+
+def write_tensors(partial: Path, weights: dict[str, Tensor], parts: dict[str, Tensor], team: Team) -> dict[str, Any]:
+    """This rank's files of tensors, proven; returns their sizes and digests."""
+    own = f"-{team.rank + 1:05d}-of-{team.size:05d}.safetensors" if team.size > 1 else ".safetensors"
+    tensors = {f"{WEIGHTS}{own}": weights} | ({f"{PARTS}{own}": parts} if parts else {})
+    files = {n: write_file(partial / n, lambda file, t=t: write_safetensors(file, t)) for n, t in tensors.items()}  # type: ignore[misc]
+    verify_files(partial, files)
+    return files
+
+
+def finish_folder(partial: Path, folder: Path, state: dict[str, Any], facts: dict[str, Any], files: dict[str, Any]) -> None:
+    """All but the tensors, the seal on everything, and the name."""
+    own = {STATE: write_file(partial / STATE, lambda file: torch.save(state, file))}
+    manifest = seal({**facts, "saved_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "files": files | own})
     write_file(partial / MANIFEST, lambda file: file.write(manifest))
     disk.sync_folder(partial)
-    verify_checkpoint(partial)
+    read_manifest(partial)
+    verify_files(partial, own)
     load_checkpoint(partial)
-    disk.rename(partial, parent / name)
-    disk.sync_folder(parent)
-    return parent / name
+    disk.rename(partial, folder)
+    disk.sync_folder(folder.parent)
 
 
 def step_of(folder: Path) -> int:
@@ -214,7 +272,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def verify_checkpoint(folder: Path) -> dict[str, Any]:
     """Read every byte and compare; returns the manifest, raises CheckpointError that names the file."""
     manifest = read_manifest(folder)
-    for name, written in manifest["files"].items():
+    verify_files(folder, manifest["files"])
+    return manifest
+
+
+def verify_files(folder: Path, files: dict[str, Any]) -> None:
+    """Compare some files with what was noted when they were written; raises CheckpointError that names the file."""
+    for name, written in files.items():
         path, digest, size = folder / name, hashlib.sha256(), 0
         try:
             with path.open("rb", buffering=0) as file:
@@ -227,7 +291,6 @@ def verify_checkpoint(folder: Path) -> dict[str, Any]:
             raise damaged(path, f"is damaged: it has {size} bytes, {written['bytes']} were written")
         if digest.hexdigest() != written["sha256"]:
             raise damaged(path, "is damaged: its SHA-256 is not that of what was written")
-    return manifest
 
 
 def damaged(path: Path, rule: str) -> CheckpointError:
@@ -236,12 +299,41 @@ def damaged(path: Path, rule: str) -> CheckpointError:
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """State and weights, never executing anything of them; raises CheckpointError."""
-    path = folder / WEIGHTS
+    """State and weights, never executing anything of them, in memory only as they are used; raises CheckpointError."""
+    weights, parts = load_weights(folder), load_tensors(folder.glob(f"{PARTS}*.safetensors"))
+    with reading(folder / STATE):
+        state = torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=True)
+    return filled(state, parts), weights
+
+
+def load_weights(folder: Path) -> dict[str, Tensor]:
+    """The decoder's weights, from one file or from those that ranks have written; raises CheckpointError."""
+    return load_tensors(list(folder.glob(f"{WEIGHTS}-*.safetensors")) or [folder / f"{WEIGHTS}.safetensors"])
+
+
+def load_tensors(files: Iterable[Path]) -> dict[str, Tensor]:
+    """The tensors of some files together; raises CheckpointError."""
+    tensors: dict[str, Tensor] = {}
+    for path in files:
+        with reading(path):
+            tensors |= load_file(path)
+    return tensors
+
+
+def filled(tree: Any, parts: dict[str, Tensor]) -> Any:
+    """The same nested dicts and lists with the parts in place of their names."""
+    if isinstance(tree, dict):
+        return {key: filled(value, parts) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(filled(value, parts) for value in tree)
+    return parts.get(tree, tree) if isinstance(tree, str) else tree
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raise CheckpointError where a file cannot be read as what it should be."""
     try:
-        weights = load_file(path)
-        path = folder / STATE
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True), weights
+        yield
     except FileNotFoundError as error:
         raise damaged(path, "does not exist") from error
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
@@ -315,52 +407,3 @@ def remove_folder(path: Path) -> None:
     for file in path.iterdir():
         disk.remove(file)
     disk.remove(path)
-
-
-def best_checkpoint(parent: Path) -> Path | None:
-    """The checkpoint with the best validation as far as the newest one knows, else the newest; None where there is none."""
-    for folder in checkpoints(parent):
-        try:
-            best = read_manifest(folder)["best_step"]
-        except CheckpointError:
-            continue
-        return next((path for path in checkpoints(parent) if step_of(path) == best), folder)
-    return None
-
-
-def load_decoder(path: Path) -> tuple[Decoder, dict[str, Any]]:
-    """The decoder of a checkpoint, verified, and the run's configuration as plain data; raises CheckpointError."""
-    folder = path if path.is_dir() else path.parent
-    config = verify_checkpoint(folder)["config"]
-    try:
-        decoder = Decoder(DecoderConfig(**config["model"]))
-        decoder.load_state_dict(load_file(folder / WEIGHTS))
-    except (KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise damaged(folder, f"does not hold a decoder that fits its settings: {first_line(error)}") from error
-    return decoder.eval(), config
-
-
-def find_checkpoint(path: Path) -> Path | None:
-    """The checkpoint meant by a path: its folder, a file in it, or a run's folder, whose best it is."""
-    if path.is_file():
-        return path.parent
-    return path if (path / MANIFEST).is_file() else best_checkpoint(path / "checkpoints")
-
-
-def find_run(name: str, outputs: Path) -> Path:
-    """The checkpoint that ``run=`` means: its folder, a run's folder, or a run's name (newest id); raises CheckpointError."""
-    given = Path(name)
-    for path in candidates(given, outputs):
-        found = find_checkpoint(path)
-        if found is not None:
-            return found
-    there = sorted({path.parents[2].name for path in outputs.glob("runs/*/*/checkpoints/step-*")})
-    remedy = f"There are {', '.join(there)}" if there else f"There are no runs in '{outputs}' yet"
-    raise CheckpointError("run", key="run", value=name, rule="has no checkpoint", remedy=remedy)
-
-
-def candidates(given: Path, outputs: Path) -> Iterator[Path]:
-    """Where a run of that name may be, likeliest first."""
-    yield given
-    yield outputs / "runs" / given
-    yield from sorted((outputs / "runs" / given).glob("[!.]*"), reverse=True)

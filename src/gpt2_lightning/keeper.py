@@ -21,11 +21,11 @@ import lightning
 import numpy as np
 import torch
 import torch.distributed as dist
-from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 import gpt2_lightning
-from gpt2_lightning.checkpoint import checkpoints, load_checkpoint, prune_checkpoints, remove_folder, save_checkpoint
+from gpt2_lightning.checkpoint import checkpoints, prune_checkpoints
+from gpt2_lightning.checkpoint_io import Folders, Ranks
 from gpt2_lightning.config import RunConfig
 from gpt2_lightning.dashboard import Dashboard
 from gpt2_lightning.errors import NumbersError
@@ -34,7 +34,7 @@ from gpt2_lightning.guard import Verdict
 from gpt2_lightning.module import GPT2Module
 from gpt2_lightning.signals import Interrupted, Signals, requeue
 
-__all__ = ["Folders", "Keeper", "Rewind", "find_rewind"]
+__all__ = ["Keeper", "Rewind", "find_rewind"]
 
 MOST_SKIPPED = 25  # held steps in a row, and rewinds to one checkpoint, before a run is stopped
 REWINDS = "rewinds.jsonl"
@@ -42,29 +42,6 @@ REWINDS = "rewinds.jsonl"
 
 class Rewind(Exception):
     """The run is to be started again from its newest checkpoint, behind the batches that led here; the log says which."""
-
-
-class Folders(CheckpointIO):
-    """Lightning's checkpoints through ours: a folder of weights, state and manifest, never executed on loading."""
-
-    def __init__(self, accumulate: int = 1) -> None:
-        self.accumulate = accumulate
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Save below ``path``. Lightning's loops are left out: ``load_checkpoint`` makes them from the number of steps."""
-        weights = {name.removeprefix("decoder."): w for name, w in checkpoint.pop("state_dict").items()}
-        del checkpoint["loops"]
-        save_checkpoint(Path(path), checkpoint, weights, checkpoint.pop("facts"))
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """One checkpoint as Lightning wants it; raises CheckpointError."""
-        state, weights = load_checkpoint(Path(path))
-        loops = {"fit_loop": progress(state["global_step"], self.accumulate)}
-        return state | {"loops": loops, "state_dict": {f"decoder.{name}": w for name, w in weights.items()}}
-
-    def remove_checkpoint(self, path: Any) -> None:
-        """Delete one checkpoint."""
-        remove_folder(Path(path))
 
 
 class Keeper(Callback):
@@ -91,6 +68,8 @@ class Keeper(Callback):
         self.trainer, self.module = trainer, module
         if trainer.world_size > 1:
             self.group = dist.new_group(backend="gloo")
+        if module.sharded and isinstance(io := trainer.strategy.checkpoint_io, Folders):
+            io.team = Ranks(self.group)
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Lightning is about to install handlers of its own, which do more than a handler may."""
@@ -312,23 +291,6 @@ class Keeper(Callback):
             "versions": versions(),
             "config": config,
         }
-
-
-def progress(steps: int, accumulate: int) -> dict[str, Any]:
-    """The state of Lightning's loops behind so many whole optimizer steps, within their first and only epoch."""
-    batches, epoch = steps * accumulate, {"ready": 1, "started": 1, "processed": 0, "completed": 0}
-    done = dict.fromkeys(("ready", "started", "processed", "completed"), batches)
-    taken = {"total": {"ready": steps, "completed": steps}, "current": {"ready": steps, "completed": steps}}
-    return {
-        "epoch_progress": {"total": epoch, "current": dict(epoch)},
-        "epoch_loop.batch_progress": {"total": done, "current": dict(done), "is_last_batch": False},
-        "epoch_loop.automatic_optimization.optim_progress": {
-            "optimizer": {
-                "step": taken,
-                "zero_grad": {"total": {**taken["total"], "started": steps}, "current": {**taken["current"], "started": steps}},
-            }
-        },
-    }
 
 
 def described(verdict: Verdict) -> str:

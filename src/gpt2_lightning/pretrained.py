@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from gpt2_lightning.checkpoint import find_run, load_decoder
 from gpt2_lightning.decoder import Decoder, DecoderConfig, Undrawn
 from gpt2_lightning.errors import CheckpointError, first_line
 from gpt2_lightning.nanogpt import read_nanogpt, read_nanogpt_config
 from gpt2_lightning.settings.pretrained import RELEASED, require_fit, require_there
+from gpt2_lightning.trained import find_run, load_decoder
 from gpt2_lightning.weights import read_config, read_weights
 
 __all__ = ["Opened", "find_weights", "load_weights", "open_decoder"]

@@ -17,7 +17,6 @@ from lightning.pytorch import Trainer, seed_everything
 
 from gpt2_lightning.checkpoint import (
     checkpoints,
-    find_checkpoint,
     newest_verified,
     read_manifest,
     set_damaged_aside,
@@ -38,6 +37,7 @@ from gpt2_lightning.pretrained import find_weights, load_weights
 from gpt2_lightning.ranks import ATTEMPT, HERE, Line, Meeting, Watch, leave_word
 from gpt2_lightning.signals import Interrupted, Signals, end_with_parent
 from gpt2_lightning.tasks.catalogue import load_task
+from gpt2_lightning.trained import find_checkpoint
 from gpt2_lightning.trainer import build_trainer, choose_devices, choose_precision, with_ranks
 from gpt2_lightning.world import RUN_FOLDER, find_world, own_rank
 

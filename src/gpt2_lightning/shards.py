@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-__all__ = ["gathered", "is_sharded", "own_part", "own_parts_of", "shard", "sum_of_parts"]
+__all__ = ["allotted", "gathered", "is_sharded", "own_part", "own_parts_of", "shard", "sum_of_parts"]
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -45,16 +45,42 @@ def shard(decoder: nn.Module, blocks: Sequence[nn.Module], mesh: Any) -> None:
     register_fsdp_forward_method(decoder, "hidden")
 
 
-def gathered(tree: Any, keep: bool) -> Any:
-    """The same nested dicts and lists with whole tensors, on the CPU; ``keep=False`` takes part and keeps none of them."""
-    if isinstance(tree, dict):
-        return {key: gathered(value, keep) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return type(tree)(gathered(value, keep) for value in tree)
-    if isinstance(tree, Tensor) and is_sharded(tree):
-        whole = tree.full_tensor()  # type: ignore[attr-defined]
-        return whole.cpu() if keep else None
-    return tree
+def gathered(weights: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """The same weights whole, on the CPU; ``keep=False`` takes part and keeps none of them."""
+    return {name: whole for name, w in weights.items() if (whole := gather(w, keep)) is not None}
+
+
+def gather(tensor: Tensor, keep: bool) -> Tensor | None:
+    """One tensor, whole, on the CPU; None where it is not to be kept."""
+    if not is_sharded(tensor):
+        return tensor
+    whole = tensor.full_tensor()  # type: ignore[attr-defined]
+    return whole.cpu() if keep else None
+
+
+def allotted(tree: Any, rank: int, ranks: int, prefix: str = "") -> tuple[Any, dict[str, Tensor]]:
+    """Nested dicts and lists with a name for each sharded tensor, and those of them, whole, that this rank is to save.
+
+    A name is the prefix and the way to it. All ranks take part. Each tensor goes to the rank that has the fewest bytes so far,
+    so that none has more than its share and one tensor.
+    """
+    bytes_of, own = [0] * ranks, {}
+
+    def walk(node: Any, name: str) -> Any:
+        if isinstance(node, dict):
+            return {key: walk(value, f"{name}/{key}" if name else f"{key}") for key, value in node.items()}
+        if isinstance(node, list | tuple):
+            return type(node)(walk(value, f"{name}/{i}") for i, value in enumerate(node))
+        if not isinstance(node, Tensor) or not is_sharded(node):
+            return node
+        owner = bytes_of.index(min(bytes_of))
+        bytes_of[owner] += node.nbytes
+        whole = gather(node, owner == rank)
+        if whole is not None:
+            own[name] = whole
+        return name
+
+    return walk(tree, prefix), own
 
 
 def own_parts_of(whole: Tensor, like: Tensor) -> Tensor:

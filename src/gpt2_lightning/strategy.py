@@ -6,7 +6,8 @@ One number: 3 times the gradients' bytes are received by a rank of FSDP, 2 times
 FSDPStrategy, which refuses CPUs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gpt2_lightning.settings.trainer import TrainerConfig
-from gpt2_lightning.shards import gathered, load_parts, own_parts_of
+from gpt2_lightning.shards import load_parts, own_parts_of
 from gpt2_lightning.world import World
 
 __all__ = ["Started", "choose_strategy"]
@@ -46,23 +47,32 @@ class Sharded(ModelParallelStrategy):
         return True
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """The whole weights on rank 0; all ranks take part."""
+        """This rank's part of the weights."""
         assert self.lightning_module is not None
-        return gathered(self.lightning_module.state_dict(), self.is_global_zero)
+        return self.lightning_module.state_dict()
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The optimizer's whole state on rank 0; all ranks take part."""
-        inner = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-        return gathered(inner.state_dict(), self.is_global_zero)
+        """This rank's part of the optimizer's state."""
+        return (optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer).state_dict()
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Leave the gradients of all but a step's last batch whole on each rank, and send none."""
+        assert self.lightning_module is not None
+        decoder: Any = self.lightning_module.decoder
+        decoder.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            decoder.set_requires_gradient_sync(True)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Every rank reads it."""
         return self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=weights_only)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """Rank 0 writes it."""
-        if self.is_global_zero:
-            self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options=storage_options)
+        """All ranks write it, each a part."""
+        self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options=storage_options)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Each rank takes its part."""

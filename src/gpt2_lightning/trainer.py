@@ -16,9 +16,9 @@ import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Callback, Trainer
 
+from gpt2_lightning.checkpoint_io import Folders
 from gpt2_lightning.config import RunConfig
 from gpt2_lightning.errors import MachineError
-from gpt2_lightning.keeper import Folders
 from gpt2_lightning.processor import processor_flags
 from gpt2_lightning.strategy import Started, choose_strategy
 from gpt2_lightning.world import GPU_SHARE, find_world

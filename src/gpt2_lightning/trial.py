@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_lightning import run
-from gpt2_lightning.checkpoint import find_run, load_decoder
 from gpt2_lightning.config import RunConfig
 from gpt2_lightning.folder import runs_folder, write_whole
 from gpt2_lightning.generation.measures import choose_rows, measure_generation
 from gpt2_lightning.settings.sampler import SamplerConfig
 from gpt2_lightning.signals import Signals
+from gpt2_lightning.trained import find_run, load_decoder
 from gpt2_lightning.trainer import choose_devices
 from gpt2_lightning.world import is_other_rank
 
