@@ -86,6 +86,23 @@ def assert_shared_out(folder: Path, whole: Path) -> None:
     assert (folder / "state.ckpt").stat().st_size < 0.2 * total
 
 
+def test_targets_that_count_weigh_the_same_however_a_step_is_divided(tmp_path: Path) -> None:
+    for name, times in (("a", 1), ("b", 9)):
+        answers = (f"{'yes ' * (i * times % 13 + 1)}." for i in range(200))
+        (tmp_path / f"{name}.jsonl").write_text("".join(f'{{"x": "is it?", "y": "{y}"}}\n' for y in answers))
+    corpora = "".join(f"  {n}: {{path: {tmp_path}/{n}.jsonl, loss_weight: {w}}}\n" for n, w in (("a", 0.5), ("b", 2)))
+    words = [*WORDS, "trainer.batch_tokens=null", "task=completion", "data=mixed", "optimizer=sgd"]
+    words += ["trainer.max_steps=4", "trainer.val_every=4"]
+    rows = {"one": (4, 1, 1), "batches": (1, 4, 1), "both": (1, 2, 2)}
+    found = {}
+    for kind_of, (batch, accumulate, ranks) in rows.items():
+        (tmp_path / kind_of / "conf/data").mkdir(parents=True)
+        (tmp_path / kind_of / "conf/data/mixed.yaml").write_text(f"tokenizer: bytes\ncorpora:\n{corpora}")
+        more = [f"data.batch_size={batch}", f"data.val_batches={16 // batch}", f"trainer.accumulate={accumulate}"]
+        found[kind_of] = lines(train([*words, *more, f"trainer.devices={ranks}"], tmp_path / kind_of))
+        assert_close(found["one"], found[kind_of])
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_gradients_travel_at_the_last_batch_of_a_step_alone(tmp_path: Path, strategy: str) -> None:
     def note(sync: bool) -> None:

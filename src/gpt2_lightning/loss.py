@@ -26,6 +26,7 @@ __all__ = [
     "clip_gradients",
     "cross_entropy",
     "parameter_norm",
+    "scale_gradients",
     "token_losses",
 ]
 
@@ -54,11 +55,12 @@ def cross_entropy(
     targets: Int[Tensor, "*batch"],
     chunk_tokens: int = 0,
     weights: Float[Tensor, "*batch"] | None = None,
+    over: float | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "N"]]:
     """Mean cross-entropy in nats over the targets that are not IGNORED, and each token's own (0 where ignored, no gradient).
 
-    ``weights`` makes it a weighted mean. ``chunk_tokens`` bounds how many tokens' logits exist at once; 0 means as many as
-    fit CHUNK_BYTES.
+    ``weights`` makes it a weighted mean; ``over`` is what the sum is divided by instead of their number or weight.
+    ``chunk_tokens`` bounds how many tokens' logits exist at once; 0 means as many as fit CHUNK_BYTES.
     Under autocast the matrix products run in its type; the softmax is never below float32.
     """
     chunk = chunk_tokens or max(1, CHUNK_BYTES // (4 * weight.shape[0]))
@@ -66,9 +68,9 @@ def cross_entropy(
     flat_weights = None if weights is None else weights.flatten()
     kept = few_counted(aims)
     if kept is None:
-        return LinearCrossEntropy.apply(flat, weight, aims, flat_weights, chunk, compute_dtype(hidden))
+        return LinearCrossEntropy.apply(flat, weight, aims, flat_weights, over, chunk, compute_dtype(hidden))
     own = None if flat_weights is None else flat_weights[kept]
-    loss, losses = LinearCrossEntropy.apply(flat[kept], weight, aims[kept], own, chunk, compute_dtype(hidden))
+    loss, losses = LinearCrossEntropy.apply(flat[kept], weight, aims[kept], own, over, chunk, compute_dtype(hidden))
     return loss, losses.new_zeros(len(aims)).index_copy(0, kept, losses)
 
 
@@ -121,6 +123,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         weight: Tensor,
         targets: Tensor,
         token_weights: Tensor | None,
+        over: float | None,
         chunk: int,
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
@@ -128,7 +131,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         padding = -V % LANES if hidden.is_cuda else 0
         w = F.pad(weight.to(dtype), (0, 0, 0, padding)) if padding else weight.to(dtype)
         counted = (targets != IGNORED).to(softmax_dtype(dtype))
-        scale = token_shares(counted, token_weights)
+        scale = token_shares(counted, token_weights, over)
         d_hidden, d_weight, losses = torch.empty_like(hidden), torch.zeros_like(w, dtype=weight.dtype), []
         for i in range(0, len(targets), chunk):
             x, target, share = hidden[i : i + chunk].to(dtype), targets[i : i + chunk, None], scale[i : i + chunk, None]
@@ -147,15 +150,15 @@ class LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         d_hidden, d_weight = ctx.saved_tensors
         if not grad.is_cuda and grad == 1:
-            return d_hidden, d_weight, None, None, None, None
-        return d_hidden * grad, d_weight * grad, None, None, None, None
+            return d_hidden, d_weight, None, None, None, None, None
+        return d_hidden * grad, d_weight * grad, None, None, None, None, None
 
 
-def token_shares(counted: Tensor, weights: Tensor | None) -> Tensor:
+def token_shares(counted: Tensor, weights: Tensor | None, over: float | None) -> Tensor:
     """Each token's part in the mean, ``[N]``: 0 where it does not count; all 0 where none does."""
-    if weights is None:
-        return counted / counted.sum().clamp(min=1.0)
-    weighted = counted * weights
+    weighted = counted if weights is None else counted * weights
+    if over is not None:
+        return weighted / over
     total = weighted.sum()
     return weighted / torch.where(total > 0, total, 1.0)
 
@@ -214,10 +217,15 @@ def add_penalty_gradient(parameters: Iterable[nn.Parameter], beta: float) -> Flo
 
 
 @torch.no_grad()
+def scale_gradients(parameters: Iterable[nn.Parameter], factor: Float[Tensor, ""]) -> None:
+    """Multiply all gradients, or a rank's parts of them, by one factor."""
+    torch._foreach_mul_([own_part(p.grad) for p in parameters if p.grad is not None], factor)
+
+
+@torch.no_grad()
 def clip_gradients(parameters: Iterable[nn.Parameter], most: float, norm: Float[Tensor, ""]) -> None:
     """Scale gradients whose norm over all of them is ``norm`` down to the largest allowed."""
     held = [p for p in parameters if p.grad is not None]
     if not held or not is_sharded(held[0]):
         return torch.nn.utils.clip_grads_with_norm_(held, most, norm)
-    for p in held:
-        own_part(p.grad).mul_((most / (norm + 1e-6)).clamp(max=1.0))  # type: ignore[arg-type]
+    scale_gradients(held, (most / (norm + 1e-6)).clamp(max=1.0))

@@ -23,6 +23,7 @@ from gpt2_lightning.loss import (
     cross_entropy,
     loss_terms,
     parameter_norm,
+    scale_gradients,
     token_losses,
 )
 from gpt2_lightning.metrics import bits_per_byte, perplexity
@@ -59,6 +60,7 @@ class GPT2Module(LightningModule):
         self.validation: dict[str, float] = {}
         self.trained = list(self.decoder.parameters())  # gathering them anew costs a nano model's step a twentieth
         self.n_parameters = sum(p.numel() for p in self.trained)
+        self.divided = config.trainer.accumulate * config.trainer.ranks > 1  # a step into several batches
         self.train_objective = torch.compile(self.objective) if config.trainer.compile else self.objective
 
     @property
@@ -85,9 +87,13 @@ class GPT2Module(LightningModule):
         return whole.eval()
 
     def objective(self, inputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy of one batch, ``inputs``, ``targets`` and perhaps ``weights`` ``[B, T]``, and each token's own."""
+        """Mean cross-entropy of one batch, ``inputs``, ``targets`` and perhaps ``weights`` ``[B, T]``, and each token's own.
+
+        Where a step is divided, it is a sum over B * T until ``join_batches`` knows what the targets of all batches weigh.
+        """
+        over = float(targets.numel()) if self.divided else None
         hidden = self.decoder.hidden(inputs)
-        return cross_entropy(hidden, self.decoder.wte.weight, targets, self.config.loss.chunk_tokens, weights)
+        return cross_entropy(hidden, self.decoder.wte.weight, targets, self.config.loss.chunk_tokens, weights, over)
 
     def configure_optimizers(self) -> Optimizer:
         """The configured optimizer; fused unless a gradient scaler must come between."""
@@ -100,6 +106,7 @@ class GPT2Module(LightningModule):
             "corpora": torch.zeros(len(self.names), 2, device=self.device),
         }
         self.step_loss = torch.zeros((), device=self.device)
+        self.step_weight = torch.zeros((), device=self.device)
         self.step_corpora = torch.zeros(len(self.names), 2, device=self.device)
         self.gradient_norm = self.norm = torch.zeros((), device=self.device)
         scaled = self.trainer.precision == "16-mixed"
@@ -111,19 +118,39 @@ class GPT2Module(LightningModule):
         weights = None if self.loss_weights is None or batch.corpora is None else self.loss_weights[batch.corpora.int()]
         loss, per_token = self.train_objective(batch.inputs, batch.targets, weights)
         self.step_loss.add_(loss.detach())
+        if not self.divided and batch.corpora is None:
+            return loss
+        counted = batch.targets.flatten() != IGNORED
+        if self.divided:
+            self.step_weight += (counted if weights is None else counted * weights.flatten()).sum() / len(counted)
         if batch.corpora is not None:
-            counted = batch.targets.flatten() != IGNORED
             self.step_corpora.index_add_(0, batch.corpora.flatten().int(), torch.stack([per_token, counted], 1).float())
         return loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Gradients are whole and averaged over the ranks: add the penalty's, and set this step's learning rate."""
+        if self.divided:
+            self.join_batches()
         if self.config.loss.beta:
             self.norm = add_penalty_gradient(self.trained, self.config.loss.beta)
         set_learning_rate(optimizer.param_groups, self.learning_rate(self.global_step))
         step, trainer = self.global_step + 1, self.config.trainer
         if step % trainer.log_every == 0 or step == trainer.max_steps:
             self.before = [p.detach().clone() for p in self.trained]
+
+    def join_batches(self) -> None:
+        """Make the step's loss and gradients the mean over all targets that count in it, however it is divided.
+
+        What they weigh in a batch is its share of the full B * T; a mean of the batches' means would depend on the division.
+        """
+        if self.config.trainer.ranks > 1:
+            torch.distributed.all_reduce(self.step_weight)
+        factor = self.config.trainer.accumulate * self.config.trainer.ranks / self.step_weight
+        if self.step_weight.is_cuda or factor != 1:
+            factor = torch.where(self.step_weight > 0, factor, 0.0)
+            scale_gradients(self.trained, factor)
+            self.step_loss *= factor
+        self.step_weight.zero_()
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of step ``step`` = 0, 1, ..."""
