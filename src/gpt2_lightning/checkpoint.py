@@ -16,7 +16,7 @@ import os
 import pickle
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -300,23 +300,24 @@ def damaged(path: Path, rule: str) -> CheckpointError:
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """State and weights, never executing anything of them, in memory only as they are used; raises CheckpointError."""
-    weights, parts = load_weights(folder), load_tensors(folder.glob(f"{PARTS}*.safetensors"))
+    weights, parts = load_weights(folder), load_tensors(folder, PARTS)
     with reading(folder / STATE):
         state = torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=True)
     return filled(state, parts), weights
 
 
 def load_weights(folder: Path) -> dict[str, Tensor]:
-    """The decoder's weights, from one file or from those that ranks have written; raises CheckpointError."""
-    return load_tensors(list(folder.glob(f"{WEIGHTS}-*.safetensors")) or [folder / f"{WEIGHTS}.safetensors"])
+    """The decoder's weights; raises CheckpointError."""
+    return load_tensors(folder, WEIGHTS)
 
 
-def load_tensors(files: Iterable[Path]) -> dict[str, Tensor]:
-    """The tensors of some files together; raises CheckpointError."""
+def load_tensors(folder: Path, stem: str) -> dict[str, Tensor]:
+    """The tensors of one file, or of those that ranks have written, by the manifest's names; raises CheckpointError."""
     tensors: dict[str, Tensor] = {}
-    for path in files:
-        with reading(path):
-            tensors |= load_file(path)
+    for name in read_manifest(folder)["files"]:
+        if name.startswith(stem) and name.endswith(".safetensors"):
+            with reading(folder / name):
+                tensors |= load_file(folder / name)
     return tensors
 
 
