@@ -59,6 +59,11 @@ def assert_close(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> None
                 assert abs(b[name] - value) <= CLOSE[name], (name, a["step"], value, b[name])
 
 
+def largest_difference(one: list[dict[str, Any]], other: list[dict[str, Any]], name: str) -> float:
+    """Of one value, over all lines that have it."""
+    return max(abs(a[name] - b[name]) for a, b in zip(one, other, strict=True) if name in a)
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_ranks_train_as_one(tmp_path: Path, strategy: str) -> None:
     words = [*WORDS, "trainer.max_steps=8", "trainer.val_every=4"]
@@ -137,8 +142,9 @@ def test_ranks_and_strategies_give_the_same_losses_and_go_on_from_each_others_ch
     words = [*WORDS, f"optimizer={optimizer}", "trainer.max_steps=50", "trainer.val_every=25", "checkpoint.every=20"]
     kinds = [(1, "ddp"), (2, "ddp"), (2, "fsdp"), (4, "ddp"), (4, "fsdp")][: 5 if optimizer == "adamw" else 3]
     found = [train([*words, *kind(*k), "checkpoint.keep=9"], tmp_path / "{}-{}".format(*k)) for k in kinds]
-    for folder in found[1:]:
+    for k, folder in zip(kinds[1:], found[1:], strict=True):
         assert_close(lines(found[0]), lines(folder))
+        print(*k, {name: largest_difference(lines(found[0]), lines(folder), name) for name in CLOSE})
     for i, k in enumerate(kinds):
         begun = next(path for path in checkpoints(found[i - 1] / "checkpoints") if path.name == "step-00000020")
         more = [f"resume={begun}", "resume_allow=[trainer,checkpoint]"]
