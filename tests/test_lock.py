@@ -81,6 +81,17 @@ def test_who_counts_as_alive(
     assert (living_holder(tmp_path) is not None) == held
 
 
+@pytest.mark.parametrize(("squeue", "held"), [("exit 0", False), ("echo RUNNING", True), ("exit 1", True)])
+def test_a_holder_elsewhere_is_dead_once_slurm_says_that_its_job_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, squeue: str, held: bool
+) -> None:
+    (tmp_path / "squeue").write_text(f"#!/bin/sh\n[ $3 = 78 ] || exit 1\n{squeue}\n")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    written(tmp_path, machine="other", job="78")
+    assert (living_holder(tmp_path) is not None) == held
+
+
 def test_a_file_cut_short_holds_while_it_is_fresh(tmp_path: Path) -> None:
     written(tmp_path)
     (tmp_path / ".lock/1").write_text("{")

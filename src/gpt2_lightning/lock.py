@@ -3,7 +3,7 @@
 ``.lock/`` holds one file, named by how many times the run has been started, and whoever made the highest number is the holder.
 A number is made in one step and never made twice, so of two starts at once one wins, whether the lock was free, released, or
 its holder dead. A holder on this machine lives while its process does (a process is told from a later one of the same number by
-its start time); one elsewhere lives while its file is touched.
+its start time); one elsewhere lives while its file is touched, and Slurm has not said that its job is over.
 One number: 120 s without a touch, and a holder on another machine counts as dead. Choice not taken: flock, which network file
 systems honour by chance.
 """
@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import socket
+import subprocess
 import threading
 import time
 from contextlib import suppress
@@ -115,7 +116,7 @@ def lives(holder: Holder, fresh: bool) -> bool:
         return process_state(holder.pid) is not None and birth(holder.pid) == holder.born
     if holder.job and holder.job == me.job and holder.restart != me.restart:
         return False  # Slurm has started this job again, so its former start is over
-    return fresh
+    return fresh and not is_over(holder.job)
 
 
 def newest_number(folder: Path) -> int:
@@ -179,6 +180,14 @@ def job_id() -> str:
     """The Slurm job this runs in, with its place in an array; empty outside of Slurm."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
+
+
+def is_over(job: str) -> bool:
+    """Whether Slurm knows a job and counts it among those that have ended; False for no job, and where Slurm does not say."""
+    with suppress(OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(["squeue", "-h", "-j", job], capture_output=True, timeout=30) if job else None
+        return done is not None and done.returncode == 0 and not done.stdout.strip()
+    return False
 
 
 def machine() -> str:
