@@ -19,6 +19,7 @@ from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 SECONDS = 40.0
+REQUEUE_SECONDS = 5  # from a requeued job's end to its next start, the least that Slurm takes; by default it is 120
 CONF = """ClusterName=loop
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
@@ -30,7 +31,7 @@ SlurmdSpoolDir={folder}/%n
 SlurmctldLogFile={folder}/ctld.log
 SlurmdLogFile={folder}/%n.log
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge/socket
+AuthInfo=socket={folder}/munge/socket,cred_expire={requeue}
 CredType=cred/munge
 ProctrackType=proctrack/pgid
 TaskPlugin=task/none
@@ -38,6 +39,7 @@ SwitchType=switch/none
 MpiDefault=none
 ReturnToService=2
 KillWait=20
+FirstJobId={ports[3]}
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 SelectType=select/cons_tres
@@ -72,7 +74,8 @@ class Cluster:
         (self.folder / "munge/key").write_bytes(secrets.token_bytes(128))
         (self.folder / "munge/key").chmod(0o600)
         host = socket.gethostname().partition(".")[0]
-        (self.folder / "slurm.conf").write_text(CONF.format(folder=self.folder, host=host, ports=free_ports(3)))
+        conf = CONF.format(folder=self.folder, host=host, requeue=REQUEUE_SECONDS, ports=free_ports(4))
+        (self.folder / "slurm.conf").write_text(conf)
         self.env = {"SLURM_CONF": str(self.folder / "slurm.conf")}
         with (self.folder / "log").open("ab") as log:
             command = [sys.executable, __file__, str(self.folder)]
