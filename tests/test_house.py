@@ -15,7 +15,7 @@ SOURCE = Path(gpt2_lightning.__file__).parent
 ROOT = Path(__file__).parents[1]
 ROOMS = {
     "hydra": {"config", "flags", "sweep.space"},
-    "omegaconf": {"config"},
+    "omegaconf": {"config", "variants"},
     "lightning": {"checkpoint_io", "module", "data.stream", "run", "dashboard", "keeper", "strategy", "trainer"},
     "optuna": {
         "report.charts",
@@ -42,11 +42,11 @@ ROOMS = {
     "submitit": {"slurm"},
     "sacrebleu": {"tasks.translation"},
 }
-HEIGHT = ["errors", "processor", "settings", "world", "config", "flags", "lock", "signals", "folder", "report", "servers",
-          "weights", "decoder", "shards", "loss", "optimizer", "metrics", "text_metrics", "tasks", "checkpoint",
-          "checkpoint_io", "trained", "nanogpt", "pretrained", "data", "generation", "export", "guard", "module", "board",
-          "evaluation", "inspection", "dashboard", "ranks", "keeper", "strategy", "trainer", "run", "trial", "study_board",
-          "sweep", "slurm", "__main__"]  # fmt: skip
+HEIGHT = ["errors", "processor", "settings", "world", "config", "variants", "flags", "lock", "signals", "folder",
+          "report", "servers", "weights", "decoder", "shards", "loss", "optimizer", "metrics", "text_metrics", "tasks",
+          "checkpoint", "checkpoint_io", "trained", "nanogpt", "pretrained", "data", "generation", "export", "guard",
+          "module", "board", "evaluation", "inspection", "dashboard", "ranks", "keeper", "strategy", "trainer", "run",
+          "trial", "study_board", "sweep", "slurm", "__main__"]  # fmt: skip
 
 
 def modules() -> dict[str, set[str]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gpt2_lightning.__main__ import main
-from gpt2_lightning.config import Variants, comparable, compose_config, to_yaml
+from gpt2_lightning.config import comparable, compose_config, to_yaml
 from gpt2_lightning.errors import ConfigError
 from gpt2_lightning.folder import RunFolder
 from gpt2_lightning.settings.launch import SlurmLaunch, seconds
@@ -21,6 +21,7 @@ from gpt2_lightning.settings.trainer import TrainerConfig
 from gpt2_lightning.sweep import pool
 from gpt2_lightning.sweep.pool import make_slots
 from gpt2_lightning.sweep.storage import VARIABLE
+from gpt2_lightning.variants import Variants
 from tests.conftest import Command
 
 RUN = ("+experiment=quickstart", "launch=slurm")

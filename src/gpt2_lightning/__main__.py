@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from gpt2_lightning.errors import ConfigError, OutputError, PlatformError
 
 if TYPE_CHECKING:
-    from gpt2_lightning.config import RunConfig, Variants
+    from gpt2_lightning.config import RunConfig
+    from gpt2_lightning.variants import Variants
 
 HELP = """usage: python -m gpt2_lightning [command] [key=value ...]
 
@@ -138,7 +139,8 @@ def read_run(overrides: list[str]) -> "tuple[RunConfig, Any, bool]":
 
     Raises ConfigError.
     """
-    from gpt2_lightning.config import Variants, load_config, read_overrides
+    from gpt2_lightning.config import load_config, read_overrides
+    from gpt2_lightning.variants import Variants
 
     check_arguments(overrides)
     given = {key: value for key, _, value in (w.partition("=") for w in overrides) if key in ("config", "best")}

@@ -4,12 +4,13 @@ Hydra composes ``conf/`` (ours, and that of the folder the command is started in
 the schema and hold the ranges; the rules between parts are here. Imports no torch: an error costs a fraction of a second.
 """
 
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from difflib import SequenceMatcher, get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,9 @@ from gpt2_lightning.settings.task import TaskConfig
 from gpt2_lightning.settings.trainer import BoardConfig, CheckpointConfig, RunSettings, SamplesConfig, TrainerConfig
 
 __all__ = [
-    "RunConfig", "Variants", "comparable", "compose_config", "compose_study", "config_folder", "differences",
-    "from_plain", "group_options", "in_order", "load_config", "option_settings", "parse_override", "read_overrides",
-    "register_schema", "search_path", "take_storage", "to_yaml",
+    "RunConfig", "build", "comparable", "compose_config", "compose_study", "compose_words", "config_folder", "differences",
+    "explained", "from_plain", "group_options", "in_order", "instantiate", "load_config", "name_run", "option_settings",
+    "parse_override", "read_overrides", "register_schema", "search_path", "take_storage", "to_yaml",
 ]  # fmt: skip
 
 CHANGEABLE = (  # read anew at every step or start; all else is in the weights, the optimizer's state or the order of the data
@@ -148,7 +149,9 @@ def register_schema() -> None:
 
 def compose_config(overrides: list[str]) -> RunConfig:
     """The run that the overrides ask for; raises ConfigError."""
-    return Variants(overrides).at({})
+    overrides = in_order(overrides)
+    with explained(overrides):
+        return instantiate(name_run(compose_words(overrides), overrides))
 
 
 def compose_study(overrides: list[str]) -> tuple[RunConfig, SweepConfig, dict[str, str]]:
@@ -158,7 +161,7 @@ def compose_study(overrides: list[str]) -> tuple[RunConfig, SweepConfig, dict[st
     """
     overrides = in_order(overrides)
     with explained(overrides):
-        composed = hydra_compose(overrides, with_hydra=True)
+        composed = compose_words(overrides, with_hydra=True)
         with open_dict(composed):
             hydra = composed.pop("hydra")
         for key, name in {"params": "params", "n_trials": "n_trials", "direction": "direction", "n_jobs": "slots"}.items():
@@ -169,34 +172,6 @@ def compose_study(overrides: list[str]) -> tuple[RunConfig, SweepConfig, dict[st
         if composed.sweep.name == "auto":
             composed.sweep.name = names[-1] if names else config.run.name
         return config, build(composed.sweep), dict(hydra.runtime.choices)
-
-
-class Variants:
-    """Runs that differ in a few keys. Files are read once for each choice of options: later changes to them are not seen."""
-
-    def __init__(self, overrides: list[str]) -> None:
-        self.overrides = in_order(overrides)
-        self.read: dict[str, DictConfig] = {}
-
-    def at(self, values: Mapping[str, Any]) -> RunConfig:
-        """The run with these values by key, of settings and of groups; raises ConfigError."""
-        options = {key: value for key, value in values.items() if group_options(key)}
-        words = [word for word in self.overrides if word.partition("=")[0].lstrip("+") not in options]
-        words = in_order([*words, *(f"{key}={value}" for key, value in options.items())])
-        with explained([*words, *(f"{key}={value}" for key, value in values.items())]):
-            mark = str(sorted(options.items()))
-            if mark not in self.read:
-                self.read[mark] = name_run(hydra_compose(words), words)
-            composed = deepcopy(self.read[mark])
-            for key, value in values.items():
-                if key not in options:
-                    OmegaConf.update(composed, key, value)
-            return instantiate(composed)
-
-    def start(self) -> tuple[LaunchConfig, bool]:
-        """How the run or study is to be started, and whether that is only to be shown; raises ConfigError."""
-        self.at({})
-        return build(self.read["[]"].launch), self.read["[]"].dry_run
 
 
 @contextmanager
@@ -308,7 +283,13 @@ def complete(loaded: Any, *changes: DictConfig) -> RunConfig:
 
 def to_yaml(config: RunConfig) -> str:
     """The resolved configuration; ``load_config`` reads it back."""
-    return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
+    return "".join(part_yaml(json.dumps({name: part})) for name, part in asdict(config).items())
+
+
+@lru_cache(maxsize=256)
+def part_yaml(part: str) -> str:
+    """A part of it, given as JSON. Writing YAML takes long, and a study's trials have most of their parts in common."""
+    return OmegaConf.to_yaml(OmegaConf.create(json.loads(part)))
 
 
 def in_order(overrides: list[str]) -> list[str]:
@@ -322,7 +303,7 @@ def in_order(overrides: list[str]) -> list[str]:
     return [text for text in plain if text.split("=")[0] not in LAYERS] + layers
 
 
-def hydra_compose(overrides: list[str], with_hydra: bool = False) -> DictConfig:
+def compose_words(overrides: list[str], with_hydra: bool = False) -> DictConfig:
     """Compose with Hydra, adding the current folder's ``conf/`` to the places it looks in."""
     register_schema()
     GlobalHydra.instance().clear()
@@ -426,9 +407,9 @@ def default_keys(overrides: list[str]) -> list[str]:
     """All keys of the run, had no single value been overridden."""
     groups = [text for text in overrides if "+" not in text and group_options(text.partition("=")[0])]
     try:
-        return list(leaf_keys(hydra_compose(groups)))
+        return list(leaf_keys(compose_words(groups)))
     except (HydraException, OmegaConfBaseException):  # the fault is in one of their files
-        return list(leaf_keys(hydra_compose([])))
+        return list(leaf_keys(compose_words([])))
 
 
 def no_such_option(group: str, value: str, options: dict[str, str]) -> ConfigError:

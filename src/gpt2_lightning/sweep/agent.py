@@ -220,7 +220,7 @@ class Agent:
         folder = self.plan.folder / claim.name
         log = self.plan.folder / "logs" / f"{claim.name}.txt"
         work = Work(claim, slot, config, point, folder, log, Reports(folder / "metrics.jsonl"))
-        work.trained = None if beside else self.twin(config)
+        work.trained = None if beside else self.twin(work.mark)
         self.start(work)
         self.recorded = 0.0
         asked = ", ".join(f"{key}={short(value)}" for key, value in point.items()) or "the experiment as it is"
@@ -242,9 +242,8 @@ class Agent:
         write_whole(file, to_yaml(config))
         return config
 
-    def twin(self, config: RunConfig) -> Path | None:
+    def twin(self, mark: str) -> Path | None:
         """The folder of a finished trial that trained the same; of any finished run where nothing but decoding is searched."""
-        mark = fingerprint(config)
         if mark in self.twins and ((folder := self.plan.folder / self.twins[mark]) / "result.json").exists():
             return folder
         if not len(self.plan.space):

@@ -17,7 +17,6 @@ from typing import Any
 
 from gpt2_lightning.config import (
     RunConfig,
-    Variants,
     comparable,
     compose_study,
     group_options,
@@ -30,6 +29,7 @@ from gpt2_lightning.settings.sweep import SweepConfig
 from gpt2_lightning.sweep.proposals import build_pruner, build_sampler
 from gpt2_lightning.sweep.space import Point, Space, decode_time, override_text, read_space
 from gpt2_lightning.tasks.catalogue import load_task
+from gpt2_lightning.variants import Variants
 
 __all__ = ["Plan", "fingerprint", "multirun_words", "read_plan"]
 

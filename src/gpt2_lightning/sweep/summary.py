@@ -8,10 +8,11 @@ import io
 import json
 from collections import Counter
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from gpt2_lightning.config import load_config, to_yaml
+from gpt2_lightning.config import RunConfig, load_config, to_yaml
 from gpt2_lightning.folder import write_whole
 from gpt2_lightning.report import ranking
 from gpt2_lightning.report.ranking import Row
@@ -106,7 +107,7 @@ def plain(value: Any) -> Any:
 
 def best_yaml(row: Row, plan: Plan) -> str:
     """The settings of a training, its best decode-time settings among them, as a run of its own."""
-    config = load_config(str(plan.folder / "configs" / f"{row.name}.yaml"), [])
+    config = settings_of(str(plan.folder / "configs" / f"{row.name}.yaml"))
     settings = row.outcome.get("decode", {}).get("sampler")
     config = replace(
         config,
@@ -117,6 +118,12 @@ def best_yaml(row: Row, plan: Plan) -> str:
     return (
         f"# {plan.sweep.name}, {row.name}: {values}\n# python -m gpt2_lightning train best={plan.sweep.name}\n{to_yaml(config)}"
     )
+
+
+@lru_cache(maxsize=1)
+def settings_of(file: str) -> RunConfig:
+    """A trial's settings. The best is written often and read slowly, and its file never changes."""
+    return load_config(file, [])
 
 
 def summary(rows: list[Row], plan: Plan) -> str:

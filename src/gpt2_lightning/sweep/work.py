@@ -25,7 +25,7 @@ LOOKS, LOOK_SECONDS = 500, 1.0  # a second, at all trials' files; at one trial's
 
 @dataclass(slots=True)
 class Work:
-    """``stopping``: why it was asked to end; ``trained``: the folder of a run of the same training."""
+    """``stopping``: why it was asked to end; ``mark``: its fingerprint; ``trained``: the folder of a run with the same."""
 
     claim: Claim
     slot: Slot
@@ -49,6 +49,10 @@ class Work:
     value: float | None = None
     stopping: str = ""
     told: set[int] = field(default_factory=set)
+    mark: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.mark = fingerprint(self.config)
 
     @property
     def source(self) -> Path:
@@ -71,7 +75,7 @@ class Work:
         """What came of it."""
         spent = round(time.monotonic() - self.begun, 1)
         known = {"state": state, "class": kind, "reason": reason, "steps": self.step, "seconds": spent}
-        known |= {"folder": str(self.source), "fingerprint": fingerprint(self.config)}
+        known |= {"folder": str(self.source), "fingerprint": self.mark}
         return known | ({"log": log_tail(self.log)} if kind else {})
 
     def due(self, n: int) -> bool:
