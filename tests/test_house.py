@@ -21,6 +21,7 @@ ROOMS = {
         "report.charts",
         "servers",
         "sweep.agent",
+        "sweep.held",
         "sweep.ledger",
         "sweep.outcome",
         "sweep.proposals",

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def claim(of: Ledger, point: bool = True) -> Any:
 def test_places_do_not_shift_when_claims_behind_the_last_are_let_go(asked: str, tmp_path: Path) -> None:
     small, large = ledger(asked, tmp_path, 2), ledger(asked, tmp_path, 4)
     names = [claim(small).name, claim(small).name]
-    behind = small.add(TrialState.RUNNING, {"root": None, "attempt": 0, "agent": small.me})  # as if claimed at the same time
+    behind = small.add(TrialState.RUNNING, {"root": None, "agent": small.me})  # as if claimed at the same time
     other = claim(large)
     assert small.mine(behind, nothing) is None
     assert [*names, other.name] == ["trial-000", "trial-001", "trial-003"]
@@ -93,7 +94,7 @@ def test_a_successor_has_every_parameter_however_far_its_predecessors_came(asked
 
 def test_what_a_place_has_from_the_start_outlives_an_agent_that_dies_before_noting_it(asked: str, tmp_path: Path) -> None:
     one = ledger(asked, tmp_path, 1)
-    one.add(TrialState.RUNNING, {"root": None, "attempt": 0, "agent": "dead"})
+    one.add(TrialState.RUNNING, {"root": None, "agent": "dead"})
     root = one.all_roots()[0]
     assert one.hand_back(root.last, root)
     assert one.claim(lambda place: {"y": 0.25}).trial.suggest_float("y", 0, 1) == 0.25
@@ -132,7 +133,7 @@ def test_a_dead_agent_and_one_that_has_left_are_gone_at_once(asked: str, tmp_pat
 
 def test_a_claim_without_its_agents_name_lapses(asked: str, tmp_path: Path) -> None:
     one = ledger(asked, tmp_path, 1, lease=0.5)
-    one.add(TrialState.WAITING, {"root": None, "attempt": 0})
+    one.add(TrialState.WAITING, {"root": None})
     one.storage.set_trial_state_values(one.trials()[0]._trial_id, TrialState.RUNNING)  # and its agent is killed
     assert one.reap() == []
     end = time.monotonic() + 5
@@ -166,6 +167,51 @@ def test_between_two_readings_an_agent_knows_what_it_did_itself(asked: str, tmp_
     assert [t.values for t in one.study.get_trials(states=(TrialState.COMPLETE,))] == [[1.0]]
     one.read_at = 0.0
     assert len(one.recent()) == 2
+
+
+@pytest.mark.parametrize("queued", [False, True])
+def test_what_an_agent_knows_of_its_trials_is_what_the_storage_has(asked: str, queued: bool, tmp_path: Path) -> None:
+    one, there = ledger(asked, tmp_path), open_storage(asked, tmp_path)
+    if queued:
+        one.enqueue("beside", {"seed": 1})
+    held = one.claim(lambda place: {"y": 0.25})
+    outcome = {"state": "complete", "optuna": "COMPLETE", "told": [0.5], "broken": (), "a": {1: math.inf}}
+    steps: list[Callable[[], Any]] = [
+        lambda: None,
+        lambda: one.ask(held, lambda t: (t.suggest_float("y", 0, 1), t.suggest_categorical("z", ["1", None]))),
+        lambda: one.ask(held, lambda t: t.suggest_int("n", 1, 64, log=True)),
+        lambda: one.note(held, "point", {"y": (1, 2), "z": None}),
+        lambda: one.report(held, 10, 0.1),
+        lambda: one.report(held, 20, 1e-300),
+        lambda: one.prunes(held),
+        lambda: held.trial.set_constraint("seconds", 1.5),
+        lambda: one.end(held.trial._trial_id, outcome),
+    ]
+    for number, step in enumerate(steps):
+        step()
+        assert held.trial._trial_id in one.storage.trials, "it is not asked for"
+        known, read = (vars(where.get_trial(held.trial._trial_id)) for where in (one.storage, there))
+        assert {**known, "datetime_complete": 0} == {**read, "datetime_complete": 0}, number
+        assert (known["datetime_complete"] is None) == (read["datetime_complete"] is None)
+
+
+def test_a_trial_taken_away_is_read_again_once_that_is_noticed(asked: str, tmp_path: Path) -> None:
+    one, other = ledger(asked, tmp_path), ledger(asked, tmp_path)
+    lost = claim(one)
+    root = other.roots()[0]
+    assert other.hand_back(root.last, root)
+    with pytest.raises(Lost):
+        one.report(lost, 1, 1.0)
+    assert one.storage.get_trial(lost.trial._trial_id).state == TrialState.FAIL
+    assert one.storage.get_trial(lost.trial._trial_id).intermediate_values == {}
+
+
+def test_what_the_storage_refuses_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = ledger("journal", tmp_path)
+    held = claim(one)
+    monkeypatch.setattr(one.storage.beneath, "set_trial_state_values", lambda *asked: False)
+    assert not one.fail(held.trial._trial_id)
+    assert one.storage.get_trial(held.trial._trial_id).state == TrialState.RUNNING
 
 
 def test_a_reading_is_taken_again_once_ten_would_have_fitted(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from gpt2_lightning.lock import birth, machine, process_state
+from gpt2_lightning.sweep.held import Held
 from gpt2_lightning.sweep.storage import Patience
 
 __all__ = ["Claim", "Ledger", "Lost", "Root"]
@@ -96,7 +97,8 @@ class Ledger:
     """The study as one agent sees it. ``new`` says whether this agent began it."""
 
     def __init__(self, study: optuna.Study, patience: Patience, lease_seconds: float, n_trials: int, new: bool) -> None:
-        self.study, self.storage, self.patience = study, study._storage, patience
+        self.study, self.storage, self.patience = study, Held(study._storage), patience
+        study._storage = self.storage  # type: ignore[assignment]
         self.call, self.lease_seconds, self.n_trials, self.new = patience.call, lease_seconds, n_trials, new
         self.id = study._study_id
         self.me = f"{socket.gethostname()}.{os.getpid()}.{time.time_ns() % 10**9:09d}"
@@ -168,7 +170,7 @@ class Ledger:
         return copy.deepcopy(found) if deepcopy else found
 
     def renew(self, trial_id: int) -> FrozenTrial:
-        """Read one trial anew."""
+        """Know one trial as it is: one of this agent as it left it, another's read anew."""
         trial = self.call(lambda: self.storage.get_trial(trial_id))
         if trial.number < len(self.known):
             self.known[trial.number] = trial
@@ -176,14 +178,18 @@ class Ledger:
 
     def up_to(self, trial_id: int) -> list[FrozenTrial]:
         """All trials: those that came since the last reading up to this one, others as they were then."""
-        trial = self.renew(trial_id)
-        if not len(self.known) <= trial.number < len(self.known) + FEW:
-            return self.trials()
-        for number in range(len(self.known), trial.number):
-            other = self.call(partial(self.storage.get_trial_id_from_study_id_trial_number, self.id, number))
+        created = self.storage.trials.get(trial_id)
+        for number in range(len(self.known), len(self.known) + FEW) if created else ():
+            try:
+                other = self.call(partial(self.storage.get_trial_id_from_study_id_trial_number, self.id, number))
+            except KeyError:
+                break
+            if created and other == trial_id:
+                created.number = number
+                self.known.append(created)
+                return self.known
             self.known.append(self.call(partial(self.storage.get_trial, other)))
-        self.known.append(trial)
-        return self.known
+        return self.trials()
 
     def roots(self, trials: list[FrozenTrial] | None = None) -> list[Root]:
         """The study's trainings in order of their places, then those beside it."""
@@ -295,7 +301,7 @@ class Ledger:
     def queue_again(self, trial: FrozenTrial, root: Root) -> None:
         """A successor with the parameters the root has, to be claimed by whoever is free."""
         attrs = {k: v for k, v in trial.user_attrs.items() if k in ("name", "beside")}
-        attrs |= {"root": root.attempts[0].number, "attempt": len(root.attempts)}
+        attrs |= {"root": root.attempts[0].number}
         self.add(TrialState.WAITING, attrs, {**trial.system_attrs.get("fixed_params", {}), **trial.params})
 
     def add(self, state: TrialState, attrs: dict[str, Any], fixed: dict[str, Any] | None = None, **more: Any) -> int:
@@ -324,7 +330,7 @@ class Ledger:
                 return found
         if sum(root.place is not None for root in roots) >= self.n_trials:
             return None
-        return self.mine(self.add(TrialState.RUNNING, {"root": None, "attempt": 0, "agent": self.me}), fixed)
+        return self.mine(self.add(TrialState.RUNNING, {"root": None, "agent": self.me}), fixed)
 
     def win(self, trial: FrozenTrial) -> bool:
         """Take a queued trial; False where another agent was quicker."""
@@ -346,6 +352,7 @@ class Ledger:
         if older or not self.counts(root):
             self.fail(trial_id)
             return None
+        self.storage.trials[trial_id] = trial
         given = fixed(root.place) if root.place is not None else None
         if given and "fixed_params" not in trial.system_attrs:
             self.call(lambda: self.storage.set_trial_system_attr(trial_id, "fixed_params", given))
@@ -363,15 +370,17 @@ class Ledger:
     def prunes(self, claim: Claim) -> bool:
         """What the pruner says of a trial's last report."""
         trial = self.renew(claim.trial._trial_id)
-        return self.call(lambda: self.study.pruner.prune(self.study, trial))
+        says = self.call(lambda: self.study.pruner.prune(self.study, trial))
+        self.renew(claim.trial._trial_id)
+        return says
 
     def enqueue(self, name: str, attrs: dict[str, Any]) -> None:
         """Queue a training beside the study, once for a name."""
-        self.add(TrialState.WAITING, {"root": None, "attempt": 0, "name": name, "beside": attrs})
+        self.add(TrialState.WAITING, {"root": None, "name": name, "beside": attrs})
 
     def holds(self, claim: Claim) -> bool:
-        """Whether the trial is still this agent's."""
-        trial = self.call(lambda: self.storage.get_trial(claim.trial._trial_id))
+        """Whether the trial is still this agent's, as the storage has it."""
+        trial = self.call(lambda: self.storage.beneath.get_trial(claim.trial._trial_id))
         return trial.state == TrialState.RUNNING and trial.user_attrs.get("agent") == self.me
 
     def note(self, claim: Claim, name: str, value: Any) -> None:
@@ -389,14 +398,13 @@ class Ledger:
             raise Lost from error
 
     def tell(self, claim: Claim, outcome: dict[str, Any]) -> None:
-        """What came of a trial; raises Lost."""
-        if not self.holds(claim):
-            raise Lost
+        """What came of a trial; raises Lost: another agent may have ended it, and none can have claimed it."""
         if not self.end(claim.trial._trial_id, outcome):
             trial = self.call(lambda: self.storage.get_trial(claim.trial._trial_id))
             if trial.user_attrs.get("outcome") != outcome:
                 raise Lost
         self.renew(claim.trial._trial_id)
+        self.storage.trials.pop(claim.trial._trial_id, None)
 
     def end(self, trial_id: int, outcome: dict[str, Any]) -> bool:
         """Write the outcome down, then finish the trial; False where it was finished."""

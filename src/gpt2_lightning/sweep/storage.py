@@ -10,6 +10,7 @@ outlives a killed holder by 30 s and whose readers stop at a half-written line o
 
 import fcntl
 import json
+import math
 import os
 import random
 import re
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -26,7 +28,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import TrialState
-from sqlalchemy import URL, event, exc, make_url
+from sqlalchemy import URL, Engine, event, exc, make_url
 
 from gpt2_lightning.errors import OutputError, PlatformError, StudyError, first_line
 
@@ -42,6 +44,7 @@ FORMS: Final = (
 DRIVERS: Final = {"postgres": "postgresql+psycopg", "postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql"}
 CONNECT_SECONDS: Final = 5
 LOCK_SECONDS: Final = 10.0
+IDLE_SECONDS: Final = 0.05  # a server takes longer to go and come back
 TABLE_TRIES: Final = 8
 # SQLite takes its lock before the first read, or two claims of one trial both succeed. PostgreSQL drops a transaction whose
 # process was paused within it, or its row lock stops everybody.
@@ -146,11 +149,22 @@ def connected(url: URL) -> RDBStorage:
     """One attempt at it."""
     arguments = {key: value for key, value in CONNECT.get(url.drivername, {}).items() if key not in url.query}
     text = url.render_as_string(hide_password=False)  # with braces in it as %7B: Optuna takes it for a template
-    storage = RDBStorage(text, engine_kwargs={"pool_pre_ping": True, "connect_args": arguments})
+    storage = RDBStorage(text, engine_kwargs={"connect_args": arguments})
+    event.listen(storage.engine, "checkout", partial(require_answer, storage.engine))
+    event.listen(storage.engine, "checkin", lambda connection, record: record.info.update(used=time.monotonic()))
     opening = OPENINGS.get(storage.engine.name)
     if opening is not None:
         event.listen(storage.engine, "begin", lambda connection: connection.exec_driver_sql(opening))
     return storage
+
+
+def require_answer(engine: Engine, connection: Any, record: Any, proxy: Any) -> None:
+    """Have the database answer on a connection that was idle, or the pool make another: asking takes as long as a read."""
+    if time.monotonic() - record.info.get("used", math.inf) > IDLE_SECONDS:
+        try:
+            engine.dialect.do_ping(connection)
+        except engine.dialect.loaded_dbapi.Error as error:
+            raise exc.DisconnectionError from error
 
 
 def is_race(error: Exception) -> bool:
