@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # What stands for a trial in slots.py: it sleeps, and writes what a run writes for its agent. In: `trial config=FILE`; STEPS,
-# EVERY (a validation), PAUSE (seconds between two) and AUDIT (a file of starts and ends) in the environment. Out: metrics.jsonl,
+# EVERY (a validation), PAUSE (seconds between two), SLOT and AUDIT (a file of starts and ends) in the environment. Out: metrics.jsonl,
 # result.json and an exit status. Its losses are drawn by the trial's number. It starts one process, mkdir, and holds under 1 MB.
 LC_ALL=C
 name=${2##*/} name=${name%.yaml} config=${2#config=}
 folder=${config%/configs/*}/$name
-audit() { printf '{"event": "%s", "pid": %d, "time": %s}\n' "$1" $$ "$EPOCHREALTIME" >> "$AUDIT"; }
+audit() { printf '{"event": "%s", "slot": "%s", "time": %s}\n' "$1" "$SLOT" "$EPOCHREALTIME" >> "$AUDIT"; }
 trap 'audit stopped; echo "error: terminated" >&2; exit 143' TERM
 audit start
 exec {never}<> <(:)

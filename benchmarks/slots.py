@@ -2,8 +2,8 @@
 
 In: a study whose trials are sleeping shells (sleeper.sh), two thirds of them and more ended early by successive halving; its
 agents, ledger and storage are the real ones, and so is each trial's process. Out: a row for each number of slots, from when all
-slots are taken to when the last trial starts: the share of their time that is idle; the time from a trial's end to the next
-one's start in its slot; outcomes told a second; the agents' CPU; what the storage did.
+slots are taken to when the last trial starts: the share of their time that is idle, and of the slot that is idle most; the
+time from a trial's end to the next one's start in its slot; outcomes told a second; the agents' CPU; what the storage did.
 ``--storage postgres`` starts a server of its own that syncs to the disk; ``postgresql://...`` takes one that is there, its
 database empty.
 Choice not taken: a run's start and its files other than those the agent reads; they are the trial's own time.
@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,19 @@ def agent(folder: Path, words: list[str], env: dict[str, str], costs: Any) -> No
     os.chdir(folder)
     os.environ.update(env)
     pool.COMMAND = SLEEPER  # type: ignore[assignment]
+    pool.Child.__init__ = in_its_slot  # type: ignore[method-assign]
     with (folder / f"log{os.getpid()}").open("w") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         status = command(["sweep", *words])
     used = resource.getrusage(resource.RUSAGE_SELF)
     costs.put((status, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024))
+
+
+def in_its_slot(child: pool.Child, words: Any, slot: pool.Slot, *rest: Any, there: Any = pool.Child.__init__) -> None:
+    """Start a trial that knows its slot."""
+    os.environ["SLOT"] = f"{os.getpid()}.{slot.index}"
+    there(child, words, slot, *rest)
 
 
 def study(folder: Path, slots: int, storage: str, arguments: argparse.Namespace) -> tuple[list[Line], Counts]:
@@ -74,21 +82,20 @@ def study(folder: Path, slots: int, storage: str, arguments: argparse.Namespace)
 
 
 def occupation(lines: list[Line], slots: int) -> Line:
-    """Use of the slots from when all are taken to when the last trial starts; idle gaps by order of ends and starts."""
-    lines = sorted(lines, key=lambda line: line["time"])
-    begun, spans = {}, []
-    for line in lines:
-        if line["event"] == "start":
-            begun[line["pid"]] = line["time"]
-        elif line["event"] in ("end", "stopped"):
-            spans.append((begun[line["pid"]], line["time"]))
-    starts, ends = sorted(span[0] for span in spans), sorted(span[1] for span in spans)
+    """Use of the slots from when all are taken to when the last trial starts."""
+    times: dict[str, list[float]] = {}
+    for line in sorted(lines, key=lambda line: line["time"]):
+        times.setdefault(line["slot"], []).append(line["time"])  # start and end in turn
+    of_slots = [list(zip(own[::2], own[1::2], strict=True)) for own in times.values()]
+    spans = [span for own in of_slots for span in own]
+    starts, ends = sorted(span[0] for span in spans), [span[1] for span in spans]
     first, last = starts[slots - 1], starts[-1]
-    used = sum(max(0.0, min(last, end) - max(first, start)) for start, end in spans)
+    used = [sum(max(0.0, min(last, end) - max(first, start)) for start, end in own) for own in of_slots]
     return {
         "filled_in": first - starts[0],
-        "idle": 1 - used / (slots * (last - first)),
-        "gaps": [start - end for start, end in zip(starts[slots:], ends, strict=False)],
+        "idle": 1 - sum(used) / (slots * (last - first)),
+        "idle_most": 1 - min(used) / (last - first),
+        "gaps": [then[0] - now[1] for own in of_slots for now, then in pairwise(own)],
         "trial_seconds": sum(end - start for start, end in spans) / len(spans),
         "told_a_second": sum(first < end < last for end in ends) / (last - first),
         "pruned": sum(line["event"] == "stopped" for line in lines) / len(spans),
@@ -155,8 +162,9 @@ def measure(slots: int, arguments: argparse.Namespace) -> Line:
     return occupation(lines, slots) | cost | {"slots": slots, "storage": done}
 
 
-HEAD = ("slots", "trials", "ended early", "trial", "filled in", "idle", "gap: median", "longest", "told/s", "agents' CPU",
-        "a trial", "memory", "storage: operations/s", "a trial", "bytes a trial", "server's CPU a trial")  # fmt: skip
+HEAD = ("slots", "trials", "ended early", "trial", "filled in", "idle", "idle most", "gap: median", "longest", "told/s",
+        "agents' CPU", "a trial", "memory", "storage: operations/s", "a trial", "bytes a trial",
+        "server's CPU a trial")  # fmt: skip
 
 
 def shown(row: Line) -> tuple[str, ...]:
@@ -165,7 +173,7 @@ def shown(row: Line) -> tuple[str, ...]:
     server = f"{1e3 * s['server_cpu'] / n:.0f} ms" if "server_cpu" in s else "-"
     return (
         f"{row['slots']}", f"{n}", f"{row['pruned']:.0%}", f"{row['trial_seconds']:.1f} s", f"{row['filled_in']:.1f} s",
-        f"{row['idle']:.1%}", f"{statistics.median(row['gaps']):.2f} s", f"{max(row['gaps']):.2f} s",
+        f"{row['idle']:.1%}", f"{row['idle_most']:.1%}", f"{statistics.median(row['gaps']):.2f} s", f"{max(row['gaps']):.2f} s",
         f"{row['told_a_second']:.2f}", f"{cpu / seconds:.2f}", f"{1e3 * cpu / n:.0f} ms",
         f"{row['agent_memory'] / 2**20:.0f} MiB", f"{s['operations'] / seconds:.0f}", f"{s['operations'] / n:.0f}",
         f"{s['bytes'] / n:.0f}", server,
