@@ -41,7 +41,6 @@ SETTLE_SECONDS = 5.0  # for the beginner of a study to say what it is held to
 ORPHANED_SECONDS = 2.0  # between a trial's failing and its successor, unless an agent was killed there
 READINGS = 10  # of all trials, that would fit between two of them
 LONGEST_SECONDS = 1.0  # that a reading is taken to last: it may have waited for a storage that was away
-FEW = 8  # new trials that are sooner read one by one
 
 
 class Lost(Exception):
@@ -177,14 +176,18 @@ class Ledger:
         return trial
 
     def up_to(self, trial_id: int) -> list[FrozenTrial]:
-        """All trials: those that came since the last reading up to this one, others as they were then."""
-        created = self.storage.trials.get(trial_id)
-        for number in range(len(self.known), len(self.known) + FEW) if created else ():
+        """All trials: those that came since the last reading up to this one, others as they were then.
+
+        They are read one by one for as long as reading all of them takes: of many agents' trials a few are new, and most run.
+        """
+        created, end = self.storage.trials.get(trial_id), time.monotonic() + self.read_seconds
+        while created and time.monotonic() < end:
+            number = len(self.known)
             try:
                 other = self.call(partial(self.storage.get_trial_id_from_study_id_trial_number, self.id, number))
             except KeyError:
                 break
-            if created and other == trial_id:
+            if other == trial_id:
                 created.number = number
                 self.known.append(created)
                 return self.known
