@@ -81,15 +81,27 @@ def test_who_counts_as_alive(
     assert (living_holder(tmp_path) is not None) == held
 
 
-@pytest.mark.parametrize(("squeue", "held"), [("exit 0", False), ("echo RUNNING", True), ("exit 1", True)])
+@pytest.mark.parametrize(
+    ("squeue", "held"),
+    [
+        ("echo CANCELLED", False),
+        ("echo FAILED; echo COMPLETED", False),
+        ("echo RUNNING", True),
+        ("echo FAILED; echo PENDING", True),
+        ("echo NODE_FAIL", True),
+        ("exit 0", True),  # as with another partition in SQUEUE_PARTITION
+        ("exit 1", True),
+    ],
+)
 def test_a_holder_elsewhere_is_dead_once_slurm_says_that_its_job_is_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, squeue: str, held: bool
 ) -> None:
-    (tmp_path / "squeue").write_text(f"#!/bin/sh\n[ $3 = 78 ] || exit 1\n{squeue}\n")
+    (tmp_path / "squeue").write_text(f"#!/bin/sh\n[ $4 = --jobs=78 ] || exit 1\n{squeue}\n")
     (tmp_path / "squeue").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     written(tmp_path, machine="other", job="78")
-    assert (living_holder(tmp_path) is not None) == held
+    assert (living_holder(tmp_path, ask=True) is not None) == held
+    assert living_holder(tmp_path) is not None  # who only looks does not ask
 
 
 def test_a_file_cut_short_holds_while_it_is_fresh(tmp_path: Path) -> None:

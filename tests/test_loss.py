@@ -168,3 +168,24 @@ def test_without_beta_the_total_is_the_cross_entropy_itself() -> None:
     ce, norm = torch.tensor(1.5), torch.tensor(torch.inf)
     assert loss_terms(ce, norm, LossConfig()).total is ce
     assert loss_terms(ce, torch.tensor(2.0), LossConfig(beta=0.25)).total.item() == 2.0
+
+
+def test_a_sum_over_more_than_counts_is_the_mean_scaled_also_in_half_precision() -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(4096, 16), torch.randn(512, 16) * 0.02
+    targets = torch.where(torch.rand(4096) < 0.6, torch.randint(512, (4096,)), IGNORED)
+    counted = int((targets != IGNORED).sum())
+
+    def gradients(dtype: torch.dtype, over: float | None, scale: float) -> tuple[torch.Tensor, torch.Tensor, float]:
+        x, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            loss, _ = cross_entropy(x, w, targets, over=over)
+        (loss * scale).backward()
+        assert x.grad is not None and w.grad is not None
+        return x.grad, w.grad, loss.item() * scale
+
+    for dtype in (torch.float32, torch.float16):
+        mean, summed = (gradients(dtype, over, scale) for over, scale in ((None, 1.0), (2.0**20, 2.0**20 / counted)))
+        torch.testing.assert_close(summed[0], mean[0])
+        torch.testing.assert_close(summed[1], mean[1])
+        assert summed[2] == pytest.approx(mean[2])

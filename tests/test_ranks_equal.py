@@ -98,13 +98,13 @@ def test_targets_that_count_weigh_the_same_however_a_step_is_divided(tmp_path: P
     corpora = "".join(f"  {n}: {{path: {tmp_path}/{n}.jsonl, loss_weight: {w}}}\n" for n, w in (("a", 0.5), ("b", 2)))
     words = [*WORDS, "trainer.batch_tokens=null", "task=completion", "data=mixed", "optimizer=sgd"]
     words += ["trainer.max_steps=4", "trainer.val_every=4"]
-    rows = {"one": (4, 1, 1), "batches": (1, 4, 1), "both": (1, 2, 2)}
+    parts = {"one": (4, 1, 1, "ddp"), "batches": (1, 4, 1, "ddp"), "ddp": (1, 2, 2, "ddp"), "fsdp": (1, 2, 2, "fsdp")}
     found = {}
-    for kind_of, (batch, accumulate, ranks) in rows.items():
+    for kind_of, (batch, accumulate, ranks, strategy) in parts.items():
         (tmp_path / kind_of / "conf/data").mkdir(parents=True)
         (tmp_path / kind_of / "conf/data/mixed.yaml").write_text(f"tokenizer: bytes\ncorpora:\n{corpora}")
         more = [f"data.batch_size={batch}", f"data.val_batches={16 // batch}", f"trainer.accumulate={accumulate}"]
-        found[kind_of] = lines(train([*words, *more, f"trainer.devices={ranks}"], tmp_path / kind_of))
+        found[kind_of] = lines(train([*words, *more, *kind(ranks, strategy)], tmp_path / kind_of))
         assert_close(found["one"], found[kind_of])
 
 

@@ -46,7 +46,7 @@ def find_folder(config: RunConfig, say: bool = False) -> Path | None:
     notes = []
     for folder in unfinished(runs_folder(config)):
         differ = changed(folder, config)
-        holder = living_holder(folder)
+        holder = living_holder(folder, ask=differ == {})
         if differ == {} and holder is None:
             return folder
         if differ == {}:
@@ -76,7 +76,7 @@ def given_folder(config: RunConfig) -> Path | None:
         if config.resume == "must":
             raise CheckpointError("run", key="run.id", value=config.run.id, rule=f"is not in '{folder.parent}'")
         return None
-    holder = living_holder(folder)
+    holder = living_holder(folder, ask=True)
     if holder is not None:
         raise held(folder, holder)
     differ = changed(folder, config)

@@ -68,8 +68,9 @@ class Keeper(Callback):
         self.trainer, self.module = trainer, module
         if trainer.world_size > 1:
             self.group = dist.new_group(backend="gloo")
-        if module.sharded and isinstance(io := trainer.strategy.checkpoint_io, Folders):
-            io.team = Ranks(self.group)
+        if module.sharded:
+            assert isinstance(trainer.strategy.checkpoint_io, Folders)
+            trainer.strategy.checkpoint_io.team = Ranks(self.group)
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Lightning is about to install handlers of its own, which do more than a handler may."""

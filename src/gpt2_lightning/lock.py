@@ -26,6 +26,7 @@ __all__ = ["Lock", "job_id", "living_holder", "process_state"]
 
 TOUCH_SECONDS = 15
 DEAD_SECONDS = 120
+OVER = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}  # not NODE_FAIL
 NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
 
 
@@ -59,7 +60,7 @@ class Lock:
         self.folder.mkdir(exist_ok=True)
         while not self.number:
             newest = newest_number(self.folder)
-            holder = living_holder(self.folder.parent)
+            holder = living_holder(self.folder.parent, ask=True)
             if holder is not None:
                 raise held(self.folder.parent, holder)
             if claim(self.folder, newest + 1):
@@ -91,8 +92,8 @@ class Lock:
                 partial.replace(self.folder / str(self.number))
 
 
-def living_holder(run: Path) -> Holder | None:
-    """Who holds the run in this folder; None when nobody does, or this very process."""
+def living_holder(run: Path, ask: bool = False) -> Holder | None:
+    """Who holds the run in this folder; None when nobody does, or this very process. ``ask`` Slurm, too: to take it over."""
     path = run / ".lock" / str(newest_number(run / ".lock"))
     try:
         touched = path.stat().st_mtime
@@ -104,10 +105,10 @@ def living_holder(run: Path) -> Holder | None:
         holder = Holder(**json.loads(text))
     except (ValueError, TypeError):  # being written, or cut short by a full disk
         return Holder(0, "?", "", "", "?") if fresh else None
-    return holder if lives(holder, fresh) else None
+    return holder if lives(holder, fresh, ask) else None
 
 
-def lives(holder: Holder, fresh: bool) -> bool:
+def lives(holder: Holder, fresh: bool, ask: bool = False) -> bool:
     """Whether the holder is alive and another process."""
     me = this_process()
     if holder.released or holder.same_process(me):
@@ -116,7 +117,7 @@ def lives(holder: Holder, fresh: bool) -> bool:
         return process_state(holder.pid) is not None and birth(holder.pid) == holder.born
     if holder.job and holder.job == me.job and holder.restart != me.restart:
         return False  # Slurm has started this job again, so its former start is over
-    return fresh and not is_over(holder.job)
+    return fresh and not (ask and is_over(holder.job))
 
 
 def newest_number(folder: Path) -> int:
@@ -183,10 +184,11 @@ def job_id() -> str:
 
 
 def is_over(job: str) -> bool:
-    """Whether Slurm knows a job and counts it among those that have ended; False for no job, and where Slurm does not say."""
+    """Whether Slurm says of a job that it has ended; a node it has lost may still be at work. False where it says nothing."""
     with suppress(OSError, subprocess.TimeoutExpired):
-        done = subprocess.run(["squeue", "-h", "-j", job], capture_output=True, timeout=30) if job else None
-        return done is not None and done.returncode == 0 and not done.stdout.strip()
+        words = ["squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={job}"]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=5) if job else None
+        return done is not None and done.returncode == 0 and bool(states := set(done.stdout.split())) and states <= OVER
     return False
 
 

@@ -131,7 +131,8 @@ class LinearCrossEntropy(torch.autograd.Function):
         padding = -V % LANES if hidden.is_cuda else 0
         w = F.pad(weight.to(dtype), (0, 0, 0, padding)) if padding else weight.to(dtype)
         counted = (targets != IGNORED).to(softmax_dtype(dtype))
-        scale = token_shares(counted, token_weights, over)
+        scale, total = token_shares(counted, token_weights)
+        ratio = None if over is None else total / over  # not within the shares, which half precision would lose
         d_hidden, d_weight, losses = torch.empty_like(hidden), torch.zeros_like(w, dtype=weight.dtype), []
         for i in range(0, len(targets), chunk):
             x, target, share = hidden[i : i + chunk].to(dtype), targets[i : i + chunk, None], scale[i : i + chunk, None]
@@ -141,26 +142,26 @@ class LinearCrossEntropy(torch.autograd.Function):
             d_logits = log_p.exp_().scatter_add_(1, target, torch.full_like(share, -1.0)).to(dtype)  # p - one-hot
             d_hidden[i : i + chunk] = (d_logits @ w) * share
             accumulate(d_weight, d_logits.T, x * share.to(dtype))
-        ctx.save_for_backward(d_hidden, d_weight[:V])
+        ctx.save_for_backward(d_hidden, d_weight[:V], ratio)
         per_token = torch.cat(losses) * counted
         ctx.mark_non_differentiable(per_token)
-        return (per_token * scale).sum(), per_token
+        mean = (per_token * scale).sum()
+        return mean if ratio is None else mean * ratio, per_token
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        d_hidden, d_weight = ctx.saved_tensors
+        d_hidden, d_weight, ratio = ctx.saved_tensors
+        grad = grad if ratio is None else grad * ratio
         if not grad.is_cuda and grad == 1:
             return d_hidden, d_weight, None, None, None, None, None
         return d_hidden * grad, d_weight * grad, None, None, None, None, None
 
 
-def token_shares(counted: Tensor, weights: Tensor | None, over: float | None) -> Tensor:
-    """Each token's part in the mean, ``[N]``: 0 where it does not count; all 0 where none does."""
+def token_shares(counted: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Each token's part in the mean, ``[N]``: 0 where it does not count, all 0 where none does; and what all weigh together."""
     weighted = counted if weights is None else counted * weights
-    if over is not None:
-        return weighted / over
     total = weighted.sum()
-    return weighted / torch.where(total > 0, total, 1.0)
+    return weighted / torch.where(total > 0, total, 1.0), total
 
 
 def softmax_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -219,7 +220,8 @@ def add_penalty_gradient(parameters: Iterable[nn.Parameter], beta: float) -> Flo
 @torch.no_grad()
 def scale_gradients(parameters: Iterable[nn.Parameter], factor: Float[Tensor, ""]) -> None:
     """Multiply all gradients, or a rank's parts of them, by one factor."""
-    torch._foreach_mul_([own_part(p.grad) for p in parameters if p.grad is not None], factor)
+    if gradients := [own_part(p.grad) for p in parameters if p.grad is not None]:
+        torch._foreach_mul_(gradients, factor)
 
 
 @torch.no_grad()

@@ -2,8 +2,8 @@
 
 A shard is a DTensor. What has to be known of all parts together is asked for here, and by all ranks at once; tensors that
 are not sharded pass through.
-One number: 2 all-gathers of a block's weights a step and 1 reduce-scatter of its gradients. Choice not taken: the norms and
-products of DTensors themselves, which gather what a sum over the ranks answers.
+One number: 2 all-gathers of a block's weights for each batch, 1 reduce-scatter of its gradients a step. Choice not taken:
+the norms and products of DTensors themselves, which gather what a sum over the ranks answers.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ def sum_of_parts(value: Tensor, tensors: Sequence[Tensor]) -> Tensor:
 
 
 def shard(decoder: nn.Module, blocks: Sequence[nn.Module], mesh: Any) -> None:
-    """Leave each rank its part of every parameter; the blocks are gathered one at a time, the rest once a step."""
+    """Leave each rank its part of every parameter; the blocks are gathered one at a time, the rest once a batch."""
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     for block in blocks:

@@ -2,8 +2,8 @@
 
 DDP: every rank holds all of the model; gradients travel in buckets while the last backward pass of a step goes on, and not
 before it. FSDP: every rank holds a part of each parameter, gradient and moment.
-One number: 3 times the gradients' bytes are received by a rank of FSDP, 2 times by one of DDP. Choice not taken: Lightning's
-FSDPStrategy, which refuses CPUs.
+One number: 2k + 1 times the gradients' bytes are received by a rank of FSDP for k batches a step, 2 times by one of DDP.
+Choice not taken: Lightning's FSDPStrategy, which refuses CPUs.
 """
 
 from collections.abc import Iterator, Mapping

@@ -114,6 +114,7 @@ class Agent:
         try:
             look(work)
         except (Lost, UpdateFinishedTrialError):
+            self.ledger.forget(work.claim)
             if work.child:
                 work.child.kill()
             self.free(work, f"{work.claim.name} is another agent's now")

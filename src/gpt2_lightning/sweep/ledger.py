@@ -171,7 +171,7 @@ class Ledger:
     def renew(self, trial_id: int) -> FrozenTrial:
         """Know one trial as it is: one of this agent as it left it, another's read anew."""
         trial = self.call(lambda: self.storage.get_trial(trial_id))
-        if trial.number < len(self.known):
+        if trial.number < len(self.known) and not self.known[trial.number].state.is_finished():
             self.known[trial.number] = trial
         return trial
 
@@ -181,6 +181,8 @@ class Ledger:
         They are read one by one for as long as reading all of them takes: of many agents' trials a few are new, and most run.
         """
         created, end = self.storage.trials.get(trial_id), time.monotonic() + self.read_seconds
+        if not created and self.renew(trial_id).number < len(self.known):
+            return self.known
         while created and time.monotonic() < end:
             number = len(self.known)
             try:
@@ -407,6 +409,10 @@ class Ledger:
             if trial.user_attrs.get("outcome") != outcome:
                 raise Lost
         self.renew(claim.trial._trial_id)
+        self.forget(claim)
+
+    def forget(self, claim: Claim) -> None:
+        """It is not this agent's any more: what is asked of it is asked of the storage."""
         self.storage.trials.pop(claim.trial._trial_id, None)
 
     def end(self, trial_id: int, outcome: dict[str, Any]) -> bool:

@@ -149,7 +149,7 @@ def connected(url: URL) -> RDBStorage:
     """One attempt at it."""
     arguments = {key: value for key, value in CONNECT.get(url.drivername, {}).items() if key not in url.query}
     text = url.render_as_string(hide_password=False)  # with braces in it as %7B: Optuna takes it for a template
-    storage = RDBStorage(text, engine_kwargs={"connect_args": arguments})
+    storage = RDBStorage(text, engine_kwargs={"pool_pre_ping": False, "connect_args": arguments})
     event.listen(storage.engine, "checkout", partial(require_answer, storage.engine))
     event.listen(storage.engine, "checkin", lambda connection, record: record.info.update(used=time.monotonic()))
     opening = OPENINGS.get(storage.engine.name)
