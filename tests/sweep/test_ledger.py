@@ -169,6 +169,15 @@ def test_between_two_readings_an_agent_knows_what_it_did_itself(asked: str, tmp_
     assert len(one.recent()) == 2
 
 
+def test_a_claim_reads_no_more_than_its_trial(asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = ledger(asked, tmp_path)
+    one.enqueue("beside", {"seed": 1})
+    one.trials()
+    one.read_at, one.read_seconds = math.inf, 60.0
+    monkeypatch.setattr(one.storage.beneath, "get_all_trials", None)
+    assert [claim(one).name for _ in range(3)] == ["beside", "trial-000", "trial-001"]
+
+
 @pytest.mark.parametrize("queued", [False, True])
 def test_what_an_agent_knows_of_its_trials_is_what_the_storage_has(asked: str, queued: bool, tmp_path: Path) -> None:
     one, there = ledger(asked, tmp_path), open_storage(asked, tmp_path)
