@@ -1,13 +1,24 @@
 """What several tests share: a small corpus, composed settings, and a way to run the command line."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from beartype.claw import beartype_package
+from jaxtyping import install_import_hook
+
+# Types are checked in all of the package. Shapes too where there are any: jaxtyping's own way through each call costs ten times
+# beartype's, which a run with its many small functions feels.
+(PACKAGE,) = map(Path, find_spec("gpt2_lightning").submodule_search_locations)  # type: ignore[union-attr, arg-type]
+SHAPED = [path for path in PACKAGE.rglob("*.py") if re.search("jaxtyping|TYPE_CHECKING", path.read_text())]
+install_import_hook([".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in SHAPED], "beartype.beartype")
+beartype_package("gpt2_lightning")
 
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 

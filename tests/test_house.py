@@ -7,8 +7,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
+from beartype.roar import BeartypeCallHintParamViolation
+from jaxtyping import TypeCheckError
 
 import gpt2_lightning
+from gpt2_lightning.data.chance import keyed_hash
+from gpt2_lightning.decoder import Decoder, DecoderConfig
 from tests.conftest import Command
 
 SOURCE = Path(gpt2_lightning.__file__).parent
@@ -123,3 +128,10 @@ def test_the_wheel_alone_runs_the_quickstart(tmp_path: Path, command: Command) -
 def test_no_source_file_is_long() -> None:
     for path in SOURCE.rglob("*.py"):
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 450, path
+
+
+def test_what_the_tests_call_is_checked_for_types_and_shapes() -> None:
+    with pytest.raises(BeartypeCallHintParamViolation):
+        keyed_hash("1")  # type: ignore[arg-type]
+    with pytest.raises(TypeCheckError):
+        Decoder(DecoderConfig(n_layer=1, n_head=1, n_embd=8, vocab_size=9, block_size=8))(torch.zeros(8, dtype=torch.int64))
