@@ -94,7 +94,6 @@ def start(words: Sequence[str], cwd: Path, broken: Break | None = None, log: str
         for name in NOT_INHERITED:
             os.environ.pop(name, None)
         os.environ.update(env)
-        torch.set_num_threads(1)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
