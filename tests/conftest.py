@@ -28,9 +28,9 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def command(process: Command) -> Command:
-    """The command as ``process`` runs it; where a file has many of them, it may fork instead."""
-    return process
+def command(process: Command, forked: Command) -> Command:
+    """As ``forked`` runs it; on a machine with a GPU as ``process``, for a fork cannot use one that its parent has seen."""
+    return process if torch.cuda.is_available() else forked
 
 
 @pytest.fixture
@@ -52,12 +52,13 @@ def process(tmp_path: Path) -> Command:
 
 @pytest.fixture
 def forked(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Command:
-    """Run the command in a fork of this process, which saves it Python's start."""
+    """Run the command in a fork of this process, which saves it, and the trials of a study, Python's start."""
     from tests import lab
 
     def run(*words: str, cwd: Path = tmp_path, **env: str) -> subprocess.CompletedProcess[str]:
         said = tmp_path_factory.mktemp("said")
-        status = lab.finish(lab.start(words, cwd, log=str(said / "out"), errors=str(said / "err"), **env), 300)
+        logs = {"log": str(said / "out"), "errors": str(said / "err")}
+        status = lab.finish(lab.start(words, cwd, lab.fork_trials, **logs, **env), 300)
         return subprocess.CompletedProcess(words, status, (said / "out").read_text(), (said / "err").read_text())
 
     return run

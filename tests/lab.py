@@ -7,19 +7,23 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch.strategies.launchers.subprocess_script as launcher
 import torch
 
 from gpt2_lightning import run as _run  # noqa: F401  loaded before the first fork
+from gpt2_lightning import trial as _trial  # noqa: F401
 from gpt2_lightning.__main__ import main
 from gpt2_lightning.checkpoint import checkpoints, load_checkpoint, verify_checkpoint
+from gpt2_lightning.sweep import pool
 from gpt2_lightning.sweep.pool import NOT_INHERITED
 
 NANO = ("model=nano", "trainer=cpu", "data.batch_size=4", "data.val_batches=2", "samples.max_new_tokens=0")
@@ -80,6 +84,45 @@ def play(words: Sequence[str], broken: Break | None) -> None:
         os._exit(status)
 
 
+def fork_ranks(words: Sequence[str], broken: Break | None) -> None:
+    """From here on, Lightning's other ranks are forks of this process."""
+
+    def call(self: Any) -> None:
+        port, ranks = self.cluster_environment.main_port, self.num_processes * self.num_nodes
+        os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "WORLD_SIZE": str(ranks)})
+        os.environ["LOCAL_RANK"] = "0"
+        self.procs = [Fork(words, rank, broken) for rank in range(1, ranks)]
+
+    launcher._SubprocessScriptLauncher._call_children_scripts = call  # type: ignore[method-assign]
+
+
+class ForkedChild(subprocess.Popen):  # type: ignore[type-arg]
+    """A trial as a fork of its agent; so are its ranks."""
+
+    def __init__(self, command: Any, env: dict[str, str], stdout: Any, **_: Any) -> None:
+        words = list(command)[len(pool.COMMAND) :]
+        self.returncode, self.args = None, command
+        self._waitpid_lock = __import__("threading").Lock()
+        self.stdin = self.stdout = self.stderr = None
+        self._child_created = True
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.setsid()
+            for descriptor in (1, 2):
+                os.dup2(stdout.fileno(), descriptor)
+            os.environ.clear()
+            os.environ.update(env)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_DFL)
+            fork_ranks(words, None)
+            play(words, None)
+
+
+def fork_trials() -> None:
+    """From here on, trials are forks of this process, their agent."""
+    pool.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": ForkedChild})  # type: ignore[assignment]
+
+
 def start(words: Sequence[str], cwd: Path, broken: Break | None = None, log: str = "log", errors: str = "", **env: str) -> int:
     """The process number of the command, started in a folder; its words go to a file there, its errors to another if named."""
     pid = os.fork()
@@ -97,19 +140,11 @@ def start(words: Sequence[str], cwd: Path, broken: Break | None = None, log: str
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
-        def fork_ranks(self: Any) -> None:
-            port, ranks = self.cluster_environment.main_port, self.num_processes * self.num_nodes
-            os.environ.update(
-                {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "WORLD_SIZE": str(ranks)}
-            )
-            os.environ["LOCAL_RANK"] = "0"
-            self.procs = [Fork(words, rank, broken) for rank in range(1, ranks)]
-
         def again(program: str, words: Any, environ: dict[str, str]) -> None:
             os.environ.update(environ)
             raise Again
 
-        launcher._SubprocessScriptLauncher._call_children_scripts = fork_ranks  # type: ignore[method-assign]
+        fork_ranks(words, broken)
         os.execve = again  # type: ignore[assignment]
     except BaseException:  # such as a full disk: this fork is not to go on with the tests
         os._exit(98)

@@ -127,8 +127,8 @@ def test_errors_and_help_load_no_torch(command: Command, tmp_path: Path) -> None
         assert done.returncode == 0, done.stderr
 
 
-def test_the_whole_command_exits_with_the_status(command: Command, tmp_path: Path) -> None:
-    done = command("+experiment=quickstart", "optimizer.lrr=1")
+def test_the_whole_command_exits_with_the_status(process: Command, tmp_path: Path) -> None:
+    done = process("+experiment=quickstart", "optimizer.lrr=1")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == ("error: unknown key (optimizer.lrr = 1): no setting has this name. Did you mean optimizer.lr?\n")
     assert list(tmp_path.iterdir()) == []

@@ -35,11 +35,6 @@ def without_times(run: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in line.items() if not k.startswith(TIMES)} for line in lines(run)]
 
 
-@pytest.fixture
-def command(forked: Command) -> Command:
-    return forked
-
-
 def train(command: Command, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
     done = command(*NANO, *words, **env)
     assert done.returncode == 0, done.stderr

@@ -96,7 +96,7 @@ def conf(here: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_run_streams_from_the_hub_and_reads_only_what_it_needs(command: Command, conf: Path) -> None:
+def test_a_run_streams_from_the_hub_and_reads_only_what_it_needs(process: Command, conf: Path) -> None:
     texts = [f"Document {n} " * 40 for n in range(3000)]
     files = data_set(texts, files=30, rows_a_group=50)
     with serve({"owner/set": files}) as (address, asked):
@@ -109,14 +109,14 @@ def test_a_run_streams_from_the_hub_and_reads_only_what_it_needs(command: Comman
             "data.shuffle_documents=100",
             "data.val_batches=1",
         ]
-        done = command(*words, "trainer.max_steps=3", "trainer.val_every=3", "samples.max_new_tokens=5", cwd=conf, **env)
+        done = process(*words, "trainer.max_steps=3", "trainer.val_every=3", "samples.max_new_tokens=5", cwd=conf, **env)
         assert done.returncode == 0, done.stderr
         bytes_read = len(asked)
         assert bytes_read < 3 * 30 + 40
-        digests = {command("data", *words, "n=5", *more, cwd=conf, **env).stdout.splitlines()[-1] for more in ([], ["ranks=2"])}
-        cached = command("data", *words, "n=5", "data.cache=true", cwd=conf, **env).stdout.splitlines()[-1]
+        digests = {process("data", *words, "n=5", *more, cwd=conf, **env).stdout.splitlines()[-1] for more in ([], ["ranks=2"])}
+        cached = process("data", *words, "n=5", "data.cache=true", cwd=conf, **env).stdout.splitlines()[-1]
         assert digests == {cached}
         assert cached.startswith("digest ")
-        missing = command("data", *words, "data.corpora.web.revision=other", cwd=conf, **env)
+        missing = process("data", *words, "data.corpora.web.revision=other", cwd=conf, **env)
         assert missing.returncode == 3
         assert "Revision" in missing.stderr

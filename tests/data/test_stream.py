@@ -106,11 +106,6 @@ def test_workers_and_ranks_change_nothing(here: Path, workers: int, ranks: int) 
     assert equal(joined([iter(data.rank_loader(ranks, r)) for r in range(ranks)], 12), straight(corpora, 12))
 
 
-@pytest.fixture
-def command(forked: Command) -> Command:
-    return forked
-
-
 @pytest.mark.slow
 def test_the_data_command_gives_one_digest_for_any_workers_and_ranks(here: Path, command: Command) -> None:
     """Real processes, all augmentations; a hundred batches of two ways."""

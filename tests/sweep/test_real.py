@@ -1,57 +1,22 @@
 """Real trainings on two ranks each: one configuration on all ranks, pruning that ends both, a best that comes out again."""
 
-import os
 import re
-import signal
-import subprocess
 from pathlib import Path
-from typing import Any
 
-import lightning.pytorch.strategies.launchers.subprocess_script as launcher
 import pytest
 
-from gpt2_lightning import trial as _trial  # noqa: F401  loaded before the first fork
 from gpt2_lightning.sweep import pool
-from tests.lab import Fork, lines, play, run
+from tests.lab import fork_trials, lines, run
 from tests.sweep.stage import Stage
 from tests.sweep.test_agent import storage  # noqa: F401  a fixture
 
 WORDS = ("sweep.devices_per_trial=2", "trainer.max_steps=12", "trainer.val_every=4", "checkpoint.every=4")
 
 
-class ForkedChild(subprocess.Popen):  # type: ignore[type-arg]
-    """A trial as a fork of its agent, which saves it Python's start; so are its ranks."""
-
-    def __init__(self, command: Any, env: dict[str, str], stdout: Any, **_: Any) -> None:
-        words = list(command)[len(pool.COMMAND) :]
-        self.returncode, self.args = None, command
-        self._waitpid_lock = __import__("threading").Lock()
-        self.stdin = self.stdout = self.stderr = None
-        self._child_created = True
-        self.pid = os.fork()
-        if self.pid == 0:
-            os.setsid()
-            for descriptor in (1, 2):
-                os.dup2(stdout.fileno(), descriptor)
-            os.environ.clear()
-            os.environ.update(env)
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, signal.SIG_DFL)
-
-            def fork_ranks(self: Any) -> None:
-                port = self.cluster_environment.main_port
-                os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "WORLD_SIZE": "2"})
-                os.environ["LOCAL_RANK"] = "0"
-                self.procs = [Fork(words, rank, None) for rank in range(1, 2)]
-
-            launcher._SubprocessScriptLauncher._call_children_scripts = fork_ranks  # type: ignore[method-assign]
-            play(words, None)
-
-
 def real(stage: Stage, *words: str) -> int:
     def broken() -> None:
         pool.COMMAND = ("python", "-m", "gpt2_lightning")  # type: ignore[assignment]
-        pool.subprocess.Popen = ForkedChild  # type: ignore[misc]
+        fork_trials()
 
     return stage.run(*words, broken=broken, seconds=300)
 
