@@ -27,6 +27,15 @@ torch.set_num_threads(1)
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Each worker's share of the tests, which are handed out in order, begins with the long ones: none is left to the end."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    quick, slow = ([item for item in items if ("slow" in item.keywords) is long] for long in (False, True))
+    share = -(-len(quick) // workers)
+    items[:] = [item for i in range(workers) for item in (*slow[i::workers], *quick[i * share : (i + 1) * share])]
+
+
 @pytest.fixture
 def command(process: Command, forked: Command) -> Command:
     """As ``forked`` runs it; on a machine with a GPU as ``process``, for a fork cannot use one that its parent has seen."""
