@@ -107,6 +107,7 @@ def test_without_a_shared_folder_what_a_lost_node_trained_is_trained_again(
 ) -> None:
     whole = Stage(tmp_path / "whole", "journal", "trainer.max_steps=60")
     assert whole.run() == 0
+    whole.wait_for(lambda: sum(node["Alive"] for node in cluster.global_state.node_table()) == 4, 120)
     cluster.remove_node(cluster.other)
     stage = Stage(tmp_path, "journal", "trainer.max_steps=60", "sweep.lease_seconds=60", "sweep.slots=4")
     agent = controller(stage, cluster, "launch.cpus=2")  # which the head has not
