@@ -3,7 +3,9 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 RUN := $(VENV)/bin/python
-TEST := $(RUN) -m pytest -n auto --maxprocesses 4 --dist worksteal
+# One worker more than there are cores, as some tests mostly wait; at most four.
+WORKERS := $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$(( n < 4 ? n + 1 : 4 )))
+TEST := $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 SHELL := /bin/bash
 
 .PHONY: setup quickstart data test test-all lint format wheel lock clean
