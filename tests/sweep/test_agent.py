@@ -197,7 +197,7 @@ def test_top_k_over_ten_values_trains_once_or_not_at_all(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_settings_that_diverge_are_left_and_never_best(tmp_path: Path, seed: int) -> None:
-    """A third of the space, the learning rates up to ten times too high, diverges. One slot: outcomes come in the order of the trials."""
+    """A third of the space, learning rates up to ten times too high, diverges; in one slot outcomes come in one order."""
     words = ("sweep.sampler=tpe", "sweep.n_trials=30", "sweep.slots=1", f"sweep.seed={seed}", "sweep.baseline=false")
     stage = Stage(tmp_path, "journal", *words, fake={"diverge_above": 1e-2, "ms": 0})
     assert stage.run(seconds=120) == 0, stage.said()
