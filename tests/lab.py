@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -102,7 +103,7 @@ class ForkedChild(subprocess.Popen):  # type: ignore[type-arg]
     def __init__(self, command: Any, env: dict[str, str], stdout: Any, **_: Any) -> None:
         words = list(command)[len(pool.COMMAND) :]
         self.returncode, self.args = None, command
-        self._waitpid_lock = __import__("threading").Lock()
+        self._waitpid_lock = threading.Lock()
         self.stdin = self.stdout = self.stderr = None
         self._child_created = True
         self.pid = os.fork()

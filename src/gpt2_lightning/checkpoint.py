@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial as bind
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +199,7 @@ def write_tensors(partial: Path, weights: dict[str, Tensor], parts: dict[str, Te
     """This rank's files of tensors, proven; returns their sizes and digests."""
     own = f"-{team.rank + 1:05d}-of-{team.size:05d}.safetensors" if team.size > 1 else ".safetensors"
     tensors = {f"{WEIGHTS}{own}": weights} | ({f"{PARTS}{own}": parts} if parts else {})
-    files = {n: write_file(partial / n, lambda file, t=t: write_safetensors(file, t)) for n, t in tensors.items()}  # type: ignore[misc]
+    files = {name: write_file(partial / name, bind(write_safetensors, tensors=held)) for name, held in tensors.items()}
     verify_files(partial, files)
     return files
 
@@ -254,7 +255,9 @@ def write_safetensors(file: Any, tensors: dict[str, Tensor]) -> None:
 def seal(manifest: dict[str, Any]) -> bytes:
     """The manifest's text, with the digest of all the rest of it as its last value."""
     text = json.dumps({**manifest, "sha256": "0" * 64}, indent=1).encode() + b"\n"
-    before, _, after = SEALED.fullmatch(text).groups()  # type: ignore[union-attr]
+    found = SEALED.fullmatch(text)
+    assert found
+    before, _, after = found.groups()
     return before + hashlib.sha256(before + after).hexdigest().encode() + after
 
 
@@ -303,7 +306,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     weights, parts = load_weights(folder), load_tensors(folder, PARTS)
     with reading(folder / STATE):
         state = torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=True)
-    return filled(state, parts), weights
+    return filled(state, parts) if parts else state, weights
 
 
 def load_weights(folder: Path) -> dict[str, Tensor]:

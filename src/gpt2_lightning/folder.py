@@ -47,10 +47,10 @@ def find_folder(config: RunConfig, say: bool = False) -> Path | None:
     for folder in unfinished(runs_folder(config)):
         differ = changed(folder, config)
         holder = living_holder(folder, ask=differ == {})
-        if differ == {} and holder is None:
-            return folder
         if differ == {}:
-            notes.append(str(held(folder, holder)))  # type: ignore[arg-type]
+            if holder is None:
+                return folder
+            notes.append(str(held(folder, holder)))
         elif differ:
             notes.append(f"'{folder.name}' is unfinished, but differs in {shown(differ)}")
     if config.resume == "must":
