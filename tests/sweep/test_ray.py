@@ -85,18 +85,28 @@ def test_a_lost_nodes_trials_go_on_elsewhere(tmp_path: Path, cluster: Any, only:
 
 @pytest.fixture
 def elsewhere(cluster: Any, tmp_path: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Two more nodes, each with processes and an output folder that the others do not see."""
-    outputs = tmp_path / "outputs"
-    outputs.mkdir()
-    start = f"mount -t tmpfs none {outputs} && exec {sys.executable} -m ray.scripts.scripts start --address={cluster.address}"
-    words = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c"]
-    limits = "--num-cpus=2 --block --object-store-memory=80000000"
-    log = (tmp_path / "nodes").open("ab")
-    found = [subprocess.Popen([*words, f"{start} {limits}"], stdout=log, stderr=log) for _ in range(2)]
+    """Two more nodes, each with processes, an output folder, and sockets that the others do not see."""
+    (tmp_path / "outputs").mkdir()
+    found = [hidden_node(cluster, tmp_path, log) for log in ("third.log", "fourth.log")]
     yield found
     for node in found:
         node.kill()
         node.wait()
+
+
+def hidden_node(cluster: Any, folder: Path, log: str) -> subprocess.Popen[bytes]:
+    """Ray names a node's sockets by what it finds: in one folder, two nodes that start together may take the same names."""
+    hide = "".join(f"mount -t tmpfs none {path} && " for path in (folder / "outputs", cluster.head_node.temp_dir))
+    ray = f"{sys.executable} -m ray.scripts.scripts start --block --address={cluster.address}"
+    limits = "--num-cpus=2 --object-store-memory=80000000 --min-worker-port=0 --max-worker-port=0"
+    apart = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    with (folder / log).open("ab") as file:
+        return subprocess.Popen([*apart, "sh", "-c", f"{hide}exec {ray} {limits}"], stdout=file, stderr=file)
+
+
+def nodes_alive(cluster: Any, started: list[subprocess.Popen[bytes]]) -> int:
+    assert all(node.poll() is None for node in started), "a node ended as it started: see its log"
+    return sum(node["Alive"] for node in cluster.global_state.node_table())
 
 
 @pytest.mark.slow
@@ -107,7 +117,7 @@ def test_without_a_shared_folder_what_a_lost_node_trained_is_trained_again(
 ) -> None:
     whole = Stage(tmp_path / "whole", "journal", "trainer.max_steps=60")
     assert whole.run() == 0
-    whole.wait_for(lambda: sum(node["Alive"] for node in cluster.global_state.node_table()) == 4, 120)
+    whole.wait_for(lambda: nodes_alive(cluster, elsewhere) == 4, 120)
     cluster.remove_node(cluster.other)
     stage = Stage(tmp_path, "journal", "trainer.max_steps=60", "sweep.lease_seconds=60", "sweep.slots=4")
     agent = controller(stage, cluster, "launch.cpus=2")  # which the head has not
