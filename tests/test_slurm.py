@@ -26,7 +26,14 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 REQUEUED = "DUE TO JOB REQUEUE"
 WORDS = (*NANO, "run.name=r", "trainer.max_steps=20", "trainer.val_every=10", "trainer.log_every=5", "checkpoint.every=10")
 LONGER = (*WORDS, "trainer.max_steps=200", "trainer.val_every=100")
-KILLS = {"rank 1": "error: rank 1: has ended", "rank 0": "error: rank 0: was ended", "step": "srun: Job step aborted"}
+KILLS = {
+    "launch.nodes=2": {
+        "rank 1": "error: rank 1: has ended",
+        "rank 0": "error: rank 0: was ended",
+        "step": "srun: Job step aborted",
+    },
+    "trainer.devices=2": {"rank 1": "error: rank 1: was ended by signal 9"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -81,14 +88,15 @@ def said(folder: Path, job: str) -> str:
 
 
 def living(folder: Path) -> dict[int, str]:
-    """Processes of this package's commands that work in a folder: what they are, a rank of a job's step, or something else."""
+    """Processes of this package's commands that work in a folder: what they are, a rank of Slurm's or of ours, or else."""
     found = {}
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             if (process / "cwd").readlink() == folder and b"gpt2_lightning" in (process / "cmdline").read_bytes():
                 env = dict(line.partition("=")[::2] for line in (process / "environ").read_text().split("\0"))
+                rank = env.get("SLURM_PROCID" if "SLURM_STEP_NUM_TASKS" in env else "LOCAL_RANK")
                 words = (process / "cmdline").read_text().replace("\0", " ")
-                found[int(process.name)] = f"rank {env['SLURM_PROCID']}" if "SLURM_STEP_NUM_TASKS" in env else words
+                found[int(process.name)] = f"rank {rank}" if rank else words
     return found
 
 
@@ -130,22 +138,23 @@ def test_a_run_that_is_requeued_twice_is_the_undisturbed_one(cluster: Cluster, u
     assert living(tmp_path) == {}
 
 
+@pytest.mark.parametrize("where", KILLS)
 def test_a_rank_that_is_killed_ends_the_job_and_the_same_command_goes_on(
-    cluster: Cluster, undisturbed: Path, tmp_path: Path
+    cluster: Cluster, undisturbed: Path, tmp_path: Path, where: str
 ) -> None:
-    for whom, reason in KILLS.items():
-        assert reason in broken_off(cluster, tmp_path, whom)
+    for whom, reason in KILLS[where].items():
+        assert reason in broken_off(cluster, tmp_path, whom, where)
         elsewhere(run_of(tmp_path))
-    job = submit(cluster, tmp_path, *LONGER, "launch.nodes=2")
+    job = submit(cluster, tmp_path, *LONGER, where)
     wait_for(cluster, tmp_path, lambda: cluster.state(job) == "COMPLETED")
     assert_same_run(undisturbed, run_of(tmp_path))
     assert said(tmp_path, job).count("goes on from step-") == 1 and living(tmp_path) == {}
 
 
-def broken_off(cluster: Cluster, folder: Path, whom: str) -> str:
+def broken_off(cluster: Cluster, folder: Path, whom: str, where: str) -> str:
     """Submit the run, kill a rank or cancel the step in the middle of it, and return what the job says."""
     before = step(folder)
-    job = submit(cluster, folder, *LONGER, "launch.nodes=2")
+    job = submit(cluster, folder, *LONGER, where)
     wait_for(cluster, folder, lambda: step(folder) >= before + 20)
     process = next((process for process, what in living(folder).items() if what == whom), None)
     begin = time.monotonic()
@@ -153,7 +162,7 @@ def broken_off(cluster: Cluster, folder: Path, whom: str) -> str:
     wait_for(cluster, folder, lambda: not living(folder), 30)
     gone = time.monotonic() - begin
     wait_for(cluster, folder, lambda: cluster.state(job) == "FAILED", 30)
-    print(f"{whom}: no process is left after {gone:.1f} s, the job is over after {time.monotonic() - begin:.1f} s")
+    print(f"{whom}, {where}: no process is left after {gone:.1f} s, the job is over after {time.monotonic() - begin:.1f} s")
     return said(folder, job)
 
 
