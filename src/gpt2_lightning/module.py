@@ -222,9 +222,9 @@ class GPT2Module(LightningModule):
         """Add one batch of one corpus; beta has no part in it."""
         inputs, targets, _ = batch
         losses, hits = token_losses(self.decoder.hidden(inputs), self.decoder.wte.weight, targets)
-        seen = targets[targets != IGNORED]
-        n_bytes = self.bytes_per_token[seen].sum()  # type: ignore[index]
-        self.sums[dataloader_idx] += torch.stack([losses.double().sum(), torch.tensor(len(seen)), n_bytes, hits.sum()])
+        counted = targets != IGNORED
+        n_bytes = (self.bytes_per_token[targets.clamp(min=0)] * counted).sum()  # type: ignore[index]
+        self.sums[dataloader_idx] += torch.stack([losses.double().sum(), counted.sum(), n_bytes, hits.sum()])
 
     def on_validation_epoch_end(self) -> None:
         """Metrics over all ranks: per corpus, and over all tokens together."""
