@@ -41,6 +41,9 @@ class Pretended(Tensor):
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"pretended {self.held!r}"
 
+    def data_ptr(self) -> int:
+        return self.held.data_ptr()
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.held.__reduce_ex__(protocol)
 
@@ -84,6 +87,8 @@ class Named(TorchFunctionMode):
             return func(args[0].held)
         if func is torch.device:
             return func(*args, **(kwargs or {}))
+        if func is Tensor.__getitem__ and isinstance(args[1], tuple):  # C++ would make a tensor of a list on meta
+            args = args[0], tuple(torch.tensor(part) if isinstance(part, list) else part for part in args[1])
         if func is F.scaled_dot_product_attention:
             return attention(*args, **kwargs)
         if func in (torch.tensor, torch.as_tensor) and "device" in (kwargs or {}):
@@ -92,6 +97,17 @@ class Named(TorchFunctionMode):
         if func in (Tensor.pin_memory, Tensor.record_stream):
             return args[0]
         return func(*tree_map(numbered, args), **tree_map(numbered, kwargs or {}))
+
+
+class NoGradient:
+    """In the place of inference mode, whose tensors cannot be wrapped."""
+
+    def __enter__(self) -> None:
+        self.before = torch.is_grad_enabled()
+        torch.set_grad_enabled(False)
+
+    def __exit__(self, *_: Any) -> None:
+        torch.set_grad_enabled(self.before)
 
 
 def check(func: Any, args: Any, kwargs: Any) -> None:
@@ -137,16 +153,17 @@ def pretend() -> None:
     stream = SimpleNamespace(wait_stream=lambda _: None, synchronize=lambda: None)
     said = {
         "is_available": True, "device_count": 1, "current_device": 0, "is_initialized": True, "is_bf16_supported": False,
-        "get_device_name": "pretended", "max_memory_allocated": 0, "memory_allocated": 0, "memory_stats": {}, "mem_get_info": (1, 1),
+        "get_device_name": "pretended", "max_memory_allocated": 0, "memory_allocated": 0, "memory_stats": {},
         "get_device_capability": (9, 0), "current_stream": stream, "Stream": stream, "Event": event, "empty_cache": None,
         "synchronize": None, "set_device": None, "reset_peak_memory_stats": None, "manual_seed_all": None, "_lazy_init": None,
-        "get_device_properties": SimpleNamespace(name="pretended", total_memory=2**36, major=9, minor=0, multi_processor_count=132),
+        "get_device_properties": SimpleNamespace(name="pretended", total_memory=2**36, major=9, minor=0),
     }  # fmt: skip
     for name, value in said.items():
         setattr(torch.cuda, name, lambda *_, value=value, **__: value)
     torch.cuda.get_rng_state = lambda *_: torch.get_rng_state()
     torch.cuda.set_rng_state = lambda state, *_: torch.set_rng_state(state)
     torch.cuda.device = torch.cuda.stream = lambda *_: nullcontext()
+    torch.inference_mode.__enter__, torch.inference_mode.__exit__ = NoGradient.__enter__, NoGradient.__exit__
     torch.__future__.set_swap_module_params_on_conversion(True)  # else a parameter would be another one when it is moved
     Made().__enter__()
     Named().__enter__()

@@ -53,7 +53,7 @@ HELP = """usage: python -m gpt2_lightning [command] [key=value ...]
 exit status: 0 done, 2 configuration or usage, 3 data, 4 checkpoint, 5 study, 6 non-finite numbers, 7 devices, 8 output or
 disk, 130 SIGINT, 141 SIGPIPE, 143 SIGTERM"""
 
-GENERATE = ("run", "prompt", "prompts", "out", "outputs", "sampler", "chat")
+GENERATE = ("run", "prompt", "prompts", "out", "outputs", "sampler", "chat", "accelerator")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -293,7 +293,7 @@ def generate(words: list[str]) -> None:
 
     asked = Asked(run=own["run"], prompt=own.get("prompt"), records=records, out=own.get("out", ""),
                   outputs=own.get("outputs", "outputs"), preset=preset, changes=settings,
-                  chat=own.get("chat", "auto"))  # fmt: skip
+                  chat=own.get("chat", "auto"), accelerator=own.get("accelerator", "auto"))  # fmt: skip
     generate_command(asked, config)
 
 
@@ -333,9 +333,9 @@ def check_generate(own: dict[str, str]) -> None:
         raise ConfigError("run", key="run", value="", rule="must be given", remedy="Set run=NAME")
     if "prompt" in own and "prompts" in own:
         raise ConfigError("prompts", key="prompts", value=own["prompts"], rule="excludes prompt", remedy="Give one of the two")
-    if own.get("chat", "auto") not in ("auto", "true", "false"):
-        rule = "must be auto (by the run's task), true or false"
-        raise ConfigError("chat", key="chat", value=own["chat"], rule=rule)
+    for key, choices in (("chat", ("auto", "true", "false")), ("accelerator", ("auto", "cpu", "gpu"))):
+        if own.get(key, "auto") not in choices:
+            raise ConfigError(key, key=key, value=own[key], rule=f"must be one of {', '.join(choices)}")
     if own.get("chat") == "true" and "prompts" in own:
         raise ConfigError("chat", key="chat", value="true", rule="excludes prompts", remedy="Give one of the two")
     if "out" in own and "prompts" not in own:

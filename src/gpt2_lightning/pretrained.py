@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from gpt2_lightning.decoder import Decoder, DecoderConfig, Undrawn
-from gpt2_lightning.errors import CheckpointError, first_line
+from gpt2_lightning.errors import CheckpointError, MachineError, first_line
 from gpt2_lightning.nanogpt import read_nanogpt, read_nanogpt_config
 from gpt2_lightning.settings.pretrained import RELEASED, require_fit, require_there
 from gpt2_lightning.trained import find_run, load_decoder
@@ -55,11 +55,27 @@ def load_weights(path: Path, model: DecoderConfig) -> Decoder:
     return decoder
 
 
-def open_decoder(run: str, outputs: Path) -> Opened:
+def open_decoder(run: str, outputs: Path, accelerator: str = "cpu") -> Opened:
     """What ``run=`` means: a run or checkpoint of ours, a folder in transformers' format, or else a released model's name.
 
-    Raises CheckpointError.
+    Raises CheckpointError, and MachineError for a GPU that is not there.
     """
+    device = choose_device(accelerator)
+    opened = find_decoder(run, outputs)
+    opened.decoder.to(device)
+    return opened
+
+
+def choose_device(accelerator: str) -> torch.device:
+    """A GPU where there is one and it is not asked otherwise; raises MachineError."""
+    if accelerator == "gpu" and not torch.cuda.is_available():
+        rule = f"none is available to torch {torch.__version__}"
+        raise MachineError("GPU", key="accelerator", value=accelerator, rule=rule, remedy="Set accelerator=cpu")
+    return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def find_decoder(run: str, outputs: Path) -> Opened:
+    """The decoder that ``run=`` means, on the CPU; raises CheckpointError."""
     try:
         if (Path(run) / "config.json").is_file():
             return Opened(Decoder.from_pretrained(run), {}, None)

@@ -22,7 +22,7 @@ from gpt2_lightning.board import open_board
 from gpt2_lightning.checkpoint import read_manifest
 from gpt2_lightning.config import compose_config, from_plain
 from gpt2_lightning.data.tokens import Tokenizer
-from gpt2_lightning.errors import ConfigError, DataError, MachineError
+from gpt2_lightning.errors import ConfigError, DataError
 from gpt2_lightning.evaluation.perplexity import Measured, measure, text_figures
 from gpt2_lightning.evaluation.protocols import HELLASWAG, LAMBADA, Protocol, encode_pair
 from gpt2_lightning.evaluation.records import corpora_texts, file_texts, hub_records, local_records
@@ -46,8 +46,7 @@ Figures = dict[str, int | float]
 def evaluate(config: EvaluateConfig, words: Sequence[str] = ()) -> None:
     """Judge what the settings ask for, show it, and keep it; ``words`` change those of the task. Raises PlatformError."""
     began = time.monotonic()
-    opened = open_decoder(config.run, Path(config.outputs))
-    opened.decoder.to(choose_device(config.accelerator))
+    opened = open_decoder(config.run, Path(config.outputs), config.accelerator)
     tokenizer = tokenizer_of(opened.decoder)
     shown, details = "", {}
     if config.task is not None:
@@ -65,14 +64,6 @@ def evaluate(config: EvaluateConfig, words: Sequence[str] = ()) -> None:
         write_whole(Path(config.out), json.dumps(result, indent=2) + "\n")
     print(table(figures, headline(config, result)) + (f"\n\n{shown}" if shown else ""))
     show_on_board(opened, figures)
-
-
-def choose_device(accelerator: str) -> torch.device:
-    """A GPU where there is one and it is not asked otherwise; raises MachineError."""
-    if accelerator == "gpu" and not torch.cuda.is_available():
-        rule = f"none is available to torch {torch.__version__}"
-        raise MachineError("GPU", key="accelerator", value=accelerator, rule=rule, remedy="Set accelerator=cpu")
-    return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def read_texts(config: EvaluateConfig, opened: Opened, tokenizer: Tokenizer) -> dict[str, list[np.ndarray]]:

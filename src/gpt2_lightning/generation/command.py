@@ -39,13 +39,14 @@ class Asked:
     preset: dict[str, Any] | None
     changes: dict[str, Any]
     chat: str = "auto"
+    accelerator: str = "auto"
 
 
 class Writer:
     """A decoder, packed, with its tokenizer and sampler, that continues prompts as asked."""
 
     def __init__(self, asked: Asked, config: GenerateConfig) -> None:
-        opened = open_decoder(asked.run, Path(asked.outputs))
+        opened = open_decoder(asked.run, Path(asked.outputs), asked.accelerator)
         decoder = opened.decoder
         base, self.task = run_settings(opened)
         self.sampler = SamplerConfig(**{**(base if asked.preset is None else asked.preset), **asked.changes})

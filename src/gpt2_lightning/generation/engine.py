@@ -6,13 +6,16 @@ anew for every token; they are, for positions are learned and a cached key canno
 Choice not taken: rows of one length, or padding on the right; with padding on the left all rows write the same column.
 """
 
+import sys
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from gpt2_lightning.decoder import Cache, Decoder
+from gpt2_lightning.errors import MachineError
 from gpt2_lightning.generation.fixed import FixedCache
 from gpt2_lightning.generation.sampler import Candidates, candidates, draw, uniforms
 from gpt2_lightning.settings.sampler import SamplerConfig
@@ -82,6 +85,23 @@ class Session:
             self.cache.select(rows)
 
 
+def begin(decoder: Decoder, prompts: list[list[int]], room: int, slide_by: int, step: str) -> Session:
+    """A session with steps of the kind asked for; ``auto`` goes without a capture that fails, and says so."""
+    try:
+        return Session(decoder, prompts, room, slide_by, step == "fixed" or (step == "auto" and decoder.wte.weight.is_cuda))
+    except MachineError as error:
+        if step == "fixed":
+            raise
+        warn_once(f"a step {error.rule}; steps grow")
+        return Session(decoder, prompts, room, slide_by)
+
+
+@cache
+def warn_once(text: str) -> None:
+    """Say it, and not again."""
+    print(f"warning: {text}", file=sys.stderr)
+
+
 @torch.inference_mode()
 def continue_tokens(
     decoder: Decoder,
@@ -103,8 +123,7 @@ def continue_tokens(
     live = [row for row, limit in enumerate(limits) if limit]
     if not live:
         return texts
-    fixed = step == "fixed" or (step == "auto" and decoder.wte.weight.is_cuda)
-    session = Session(decoder, [prompts[row] for row in live], max(limits), slide_by, fixed)
+    session = begin(decoder, [prompts[row] for row in live], max(limits), slide_by, step)
     for place in range(max(limits)):
         found = candidates(session.logits, sampler, session.history)
         if observe:
