@@ -487,6 +487,13 @@ def test_skip_leaves_out_one_step_and_counts_it(tmp_path: Path, kind: Kind) -> N
     assert_same_run(skipped, train(words, root, spoil("loss", 7, accumulate=4)))
 
 
+def test_where_all_steps_were_skipped_no_loss_is_made_up(tmp_path: Path) -> None:
+    words = [*NANO, "trainer.on_nonfinite=skip", "trainer.max_steps=8", "trainer.val_every=8", "trainer.log_every=2"]
+    found = train(words, tmp_path, lambda: (spoil("loss", 5)(), spoil("loss", 6)()))
+    assert ["train/loss" in row for row in lines(found) if "optimizer/learning_rate" in row] == [True, True, False, True]
+    assert "step 6/8  nothing trained" in (tmp_path / "log").read_text()
+
+
 def spoil_some_batches(share: int) -> None:
     """Make the loss of certain batches not a number, wherever in the run they come."""
 

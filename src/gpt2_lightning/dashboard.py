@@ -109,7 +109,8 @@ class Progress:
 
     def show(self, step: int, metrics: dict[str, float], seconds_left: float) -> None:
         """The line of one step."""
-        text = f"step {step}/{self.max_steps}  train {metrics['train/cross_entropy']:.3f}"
+        loss = metrics.get("train/cross_entropy")
+        text = f"step {step}/{self.max_steps}  " + ("nothing trained" if loss is None else f"train {loss:.3f}")
         text += f"  {metrics['speed/tokens_per_second']:,.0f} tokens/s  {duration(seconds_left)} left"
         self.stream.write(f"\r{text}\x1b[K" if self.in_place else f"{text}\n")
         self.stream.flush()

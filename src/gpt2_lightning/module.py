@@ -175,18 +175,23 @@ class GPT2Module(LightningModule):
             self.step_corpora.zero_()
 
     def training_metrics(self) -> dict[str, float]:
-        """Means over the steps since the last call and over the ranks; norms of the last step. Waits for the device."""
+        """Means over the steps since the last call and over the ranks, none where all were held; norms of the last step.
+
+        Waits for the device.
+        """
         total, steps = self.sums_of_steps["loss"].unbind()
         mean = self.trainer.strategy.reduce(total / (steps * self.config.trainer.accumulate).clamp(min=1), reduce_op="mean")
         norm = self.norm if self.config.loss.beta else parameter_norm(self.trained)
         terms = loss_terms(mean, norm, self.config.loss)
-        corpora = self.corpus_metrics(float(terms.cross_entropy))
-        for sums in self.sums_of_steps.values():
-            sums.zero_()
-        return corpora | {
+        losses = self.corpus_metrics(float(terms.cross_entropy)) | {
             "train/cross_entropy": float(terms.cross_entropy),
             "train/penalty": float(norm) * self.config.loss.beta,
             "train/loss": float(terms.total),
+        }
+        trained = bool(steps)
+        for sums in self.sums_of_steps.values():
+            sums.zero_()
+        return (losses if trained else {}) | {
             "optimizer/learning_rate": self.learning_rate(max(0, self.global_step - 1)),
             "optimizer/gradient_norm": float(self.gradient_norm),
             "optimizer/parameter_norm": float(norm),

@@ -4,7 +4,6 @@ Off by default: every ``p`` is 0. Validation text is never changed.
 """
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from gpt2_lightning.settings.setting import Settings, setting
 
@@ -25,39 +24,31 @@ class OperationConfig(Settings):
 
 
 @dataclass(kw_only=True, slots=True)
-class LengthConfig(OperationConfig):
+class LengthConfig(OperationConfig, group="augment.length"):
     """A crop: the kept share is uniform in [1 - strength, 1]."""
-
-    group: ClassVar[str] = "augment.length"
 
     strength: float = setting(0.5, "largest share of the text that is cut off", at_least=0, at_most=1)
 
 
 @dataclass(kw_only=True, slots=True)
-class ReverseConfig(OperationConfig):
+class ReverseConfig(OperationConfig, group="augment.reverse"):
     """The order of sentences, words or tokens, turned around in one span."""
-
-    group: ClassVar[str] = "augment.reverse"
 
     strength: float = setting(1.0, "share of the units that the reversed span holds", at_least=0, at_most=1)
     unit: str = setting("sentences", "what is put in reverse order", choices=("sentences", "words", "tokens"))
 
 
 @dataclass(kw_only=True, slots=True)
-class SwapConfig(OperationConfig):
+class SwapConfig(OperationConfig, group="augment.swap"):
     """Pairs of words that change places."""
-
-    group: ClassVar[str] = "augment.swap"
 
     strength: float = setting(0.1, "share of the words that change places", at_least=0, at_most=1)
     window: int = setting(1, "largest distance of two words that change places (1: adjacent)", at_least=1)
 
 
 @dataclass(kw_only=True, slots=True)
-class NoiseConfig(OperationConfig):
+class NoiseConfig(OperationConfig, group="augment.noise"):
     """Misspelt characters or random tokens in the input; the labels stay clean unless they are asked to be noisy too."""
-
-    group: ClassVar[str] = "augment.noise"
 
     strength: float = setting(0.05, "share of the characters or tokens that are changed", at_least=0, at_most=1)
     unit: str = setting("characters", "what is changed", choices=("characters", "tokens"))
@@ -65,10 +56,8 @@ class NoiseConfig(OperationConfig):
 
 
 @dataclass(kw_only=True, slots=True)
-class AugmentConfig(Settings):
+class AugmentConfig(Settings, group="augment"):
     """The four operations and the order in which they are done."""
-
-    group: ClassVar[str] = "augment"
 
     order: list[str] = setting(list(OPERATIONS), "order of the operations")
     length: LengthConfig = field(default_factory=LengthConfig)

@@ -3,7 +3,6 @@
 import dataclasses
 import re
 from dataclasses import dataclass
-from typing import ClassVar
 
 from gpt2_lightning.settings.augment import AugmentConfig
 from gpt2_lightning.settings.setting import Settings, setting
@@ -14,10 +13,8 @@ SPLITS = ("file", "line", "blank_line", "end_of_text")
 
 
 @dataclass(kw_only=True, slots=True)
-class CorpusConfig(Settings):
+class CorpusConfig(Settings, group="data.corpora"):
     """One corpus: where its documents are, which are held out for validation, and its part in the mixture."""
-
-    group: ClassVar[str] = "data.corpora"
 
     path: str | None = setting(None, "file, glob, or bundled:NAME")
     hub: str | None = setting(None, "data set id on the hub")
@@ -48,10 +45,8 @@ class CorpusConfig(Settings):
 
 
 @dataclass(kw_only=True, slots=True)
-class DataConfig(Settings):
+class DataConfig(Settings, group="data"):
     """The stream. ``path``, ``validation`` and ``split`` are short for those of the corpus in ``data=local``."""
-
-    group: ClassVar[str] = "data"
 
     path: str | None = setting(None, "file or glob of your text (with data=local)")
     validation: str | None = setting(None, "file or glob of your validation text (with data=local)")

@@ -1,16 +1,13 @@
 """The shape of the decoder. One number: the defaults are GPT-2's smallest, 124,439,808 parameters."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from gpt2_lightning.settings.setting import Settings, setting
 
 
 @dataclass(kw_only=True, slots=True)
-class DecoderConfig(Settings):
+class DecoderConfig(Settings, group="model"):
     """GPT-2's hyperparameters (Radford et al. 2019, table 2), and what GPT-1 had otherwise."""
-
-    group: ClassVar[str] = "model"
 
     n_layer: int = setting(12, "number of blocks", at_least=1)
     n_head: int = setting(12, "attention heads a block", at_least=1)

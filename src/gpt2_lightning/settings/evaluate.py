@@ -6,7 +6,6 @@ lm-eval's, which can score our checkpoints (docs/weights.md).
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import ClassVar
 
 from gpt2_lightning.settings.data import SPLITS
 from gpt2_lightning.settings.setting import Settings, setting
@@ -20,8 +19,6 @@ OF_TEXT = ("data", "split", "stride", "documents")  # mean nothing to records
 @dataclass(kw_only=True, slots=True)
 class EvaluateConfig(Settings):
     """Whose decoder is judged, by what protocol, on which records."""
-
-    group: ClassVar[str] = ""
 
     run: str = setting("", "run, its folder, a checkpoint's, a folder in transformers' format, or a released model's name")
     protocol: str = setting("perplexity", "how it is judged", choices=PROTOCOLS)

@@ -1,7 +1,6 @@
 """What the ``export`` command is asked for. One number: 2, the keys it needs: ``run`` and ``to``."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from gpt2_lightning.settings.setting import Settings, setting
 
@@ -11,8 +10,6 @@ __all__ = ["ExportConfig"]
 @dataclass(kw_only=True, slots=True)
 class ExportConfig(Settings):
     """Whose weights are written, and where to."""
-
-    group: ClassVar[str] = ""
 
     run: str = setting("", "run, its folder, a checkpoint's, or a folder in transformers' format")
     to: str = setting("", "folder to write")

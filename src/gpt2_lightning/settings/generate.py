@@ -1,7 +1,6 @@
 """What the ``generate`` command is asked for. One number: 8, the texts that are continued side by side."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from gpt2_lightning.settings.setting import Settings, setting
 
@@ -12,8 +11,6 @@ STEPS = ("auto", "fixed", "growing")
 @dataclass(kw_only=True, slots=True)
 class GenerateConfig(Settings):
     """How prompts are continued; how each token is drawn is the sampler's business."""
-
-    group: ClassVar[str] = ""
 
     max_new_tokens: int = setting(200, "new tokens of each text at most", at_least=0)
     n: int = setting(1, "texts for each prompt; with beam search the n best", at_least=1)

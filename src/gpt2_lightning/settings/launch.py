@@ -5,7 +5,7 @@ One number: 120 s between Slurm's word that the time is over and its end, in whi
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from gpt2_lightning.settings.setting import Settings, setting
 
@@ -20,10 +20,8 @@ OURS: Final = {
 
 
 @dataclass(kw_only=True, slots=True)
-class LaunchConfig(Settings):
+class LaunchConfig(Settings, group="launch"):
     """On this machine."""
-
-    group: ClassVar[str] = "launch"
 
     kind: str = setting("local", "what starts the work", choices=("local",))
 

@@ -4,16 +4,13 @@ Every option has ``lr`` and ``weight_decay``; an experiment sets only these, so 
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from gpt2_lightning.settings.setting import Settings, setting
 
 
 @dataclass(kw_only=True, slots=True)
-class OptimizerConfig(Settings):
+class OptimizerConfig(Settings, group="optimizer"):
     """What all optimizers share."""
-
-    group: ClassVar[str] = "optimizer"
 
     name: str = setting("", "optimizer")
     lr: float = setting(1e-3, "learning rate", at_least=0)
@@ -87,10 +84,8 @@ class MuonConfig(AdamWConfig):
 
 
 @dataclass(kw_only=True, slots=True)
-class ScheduleConfig(Settings):
+class ScheduleConfig(Settings, group="schedule"):
     """The learning rate as a factor of ``optimizer.lr`` over the run's steps."""
-
-    group: ClassVar[str] = "schedule"
 
     shape: str = setting("cosine", "shape of the schedule", choices=("constant", "linear", "cosine", "wsd"))
     warmup_steps: int = setting(0, "optimizer steps of linear warm-up", at_least=0)

@@ -1,7 +1,6 @@
 """How the next token is drawn when text is generated. One number: k = 10, the likeliest tokens that stay in the draw."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from gpt2_lightning.settings.setting import Settings, setting
 
@@ -9,14 +8,12 @@ OF_DRAWING = {"p": None, "min_p": None, "typical": None, "epsilon": None, "draw"
 
 
 @dataclass(kw_only=True, slots=True)
-class SamplerConfig(Settings):
+class SamplerConfig(Settings, group="sampler"):
     """Which tokens stay in the draw, and how one of them is drawn; the filters add up, in the order of the fields.
 
     ``k=1`` and ``temperature=0`` both mean the likeliest token. Above one beam, nothing is drawn: of these settings beam
     search reads ``k``, the two against repetition, and its own two.
     """
-
-    group: ClassVar[str] = "sampler"
 
     repetition_penalty: float = setting(1.0, "factor against tokens that the text holds already (1: none)", above=0)
     no_repeat_ngram: int = setting(0, "length of the n-grams that never come twice (0: any may)", at_least=0)

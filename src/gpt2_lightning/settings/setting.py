@@ -24,9 +24,13 @@ def setting(default: Any, what: str, **rules: Any) -> Any:
 
 @dataclass(kw_only=True, slots=True)
 class Settings:
-    """Base of all settings: checks every field's range, then the rules between its fields."""
+    """Base of all settings: checks every field's range, then the rules between its fields. Keys begin with ``group``."""
 
     group: ClassVar[str] = ""
+
+    def __init_subclass__(cls, group: str | None = None) -> None:
+        if group is not None:
+            cls.group = group
 
     def __post_init__(self) -> None:
         for f in fields(self):

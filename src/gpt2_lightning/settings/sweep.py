@@ -6,7 +6,7 @@ sweepers have it in their files.
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from gpt2_lightning.settings.setting import Settings, setting
 from gpt2_lightning.settings.trainer import NAME
@@ -18,10 +18,8 @@ CONSTRAINTS = ("peak_memory", "seconds", "parameters")  # bytes, seconds of trai
 
 
 @dataclass(kw_only=True, slots=True)
-class SweepConfig(Settings):
+class SweepConfig(Settings, group="sweep"):
     """A study of one experiment. ``objective`` and ``direction`` are a word each, or a list for several objectives."""
-
-    group: ClassVar[str] = "sweep"
 
     name: str = setting("auto", "name of the study (auto: that of its file in sweeps/)")
     params: dict[str, Any] = field(default_factory=dict)

@@ -5,7 +5,6 @@ One number: 128, the held-out records that are judged at each validation.
 
 import re
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from gpt2_lightning.settings.data import DataConfig
 from gpt2_lightning.settings.decoder import DecoderConfig
@@ -17,10 +16,8 @@ NAMES = ("lm", "classification", "dialogue", "translation", "completion")
 
 
 @dataclass(kw_only=True, slots=True)
-class TaskConfig(Settings):
+class TaskConfig(Settings, group="task"):
     """The task; a task reads those of the fields that concern it."""
-
-    group: ClassVar[str] = "task"
 
     name: str = setting("lm", "task: lm, classification, dialogue, translation, completion, or that of task.file")
     file: str | None = setting(None, "Python file below the current folder that holds a task of your own")
