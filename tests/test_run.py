@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gpt2_lightning.config import load_config
+from gpt2_lightning.sweep.outcome import broken_by
 from tests.conftest import Command
 
 NANO = ("model=nano", "trainer=cpu", "data.batch_size=4", "data.val_batches=4", "samples.max_new_tokens=20")
@@ -67,6 +68,9 @@ def test_a_run_leaves_what_it_promises(command: Command, tmp_path: Path) -> None
     assert (result["state"], result["steps"], result["tokens"]) == ("finished", 7, 7 * 256)
     assert result["last"]["val/cross_entropy"] == rows[-1]["val/cross_entropy"]
     assert result["best"]["val/cross_entropy"] == min(row["val/cross_entropy"] for row in rows if "val/cross_entropy" in row)
+    weights = load_file(run / "checkpoints/step-00000007/model.safetensors")
+    assert result["parameters"] == sum(tensor.numel() for tensor in weights.values())
+    assert broken_by(run, {"parameters": result["parameters"] - 5.0})["parameters"] == 5
     assert load_config(str(run / "config.yaml"), []).loss.beta == 0.01
     for word in ("best validation", "generate run=run", "tensorboard --logdir outputs", "config.yaml"):
         assert word in done.stdout

@@ -25,7 +25,7 @@ from gpt2_lightning.checkpoint import (
     verify_checkpoint,
 )
 from gpt2_lightning.config import RunConfig, from_plain
-from gpt2_lightning.dashboard import Dashboard, duration
+from gpt2_lightning.dashboard import Dashboard
 from gpt2_lightning.data.look import Look, look
 from gpt2_lightning.data.stream import StreamDataModule
 from gpt2_lightning.decoder import Decoder
@@ -35,6 +35,7 @@ from gpt2_lightning.keeper import Keeper, Rewind, code_fingerprint, find_rewind
 from gpt2_lightning.module import GPT2Module
 from gpt2_lightning.pretrained import find_weights, load_weights
 from gpt2_lightning.ranks import ATTEMPT, HERE, Line, Meeting, Watch, leave_word
+from gpt2_lightning.report.page import duration
 from gpt2_lightning.signals import Interrupted, Signals, end_with_parent
 from gpt2_lightning.tasks.catalogue import load_task
 from gpt2_lightning.trained import find_checkpoint
@@ -119,7 +120,7 @@ def train_in(
         fit(trainer, module, data, start, watch, meeting)
     signals.armed = False
     samples = dashboard.finish()
-    result = write_result(run.path, config, dashboard, keeper, data.unigram_bits_per_byte())
+    result = write_result(run.path, module.n_parameters, dashboard, keeper, data.unigram_bits_per_byte())
     print_summary(run.path, config, result, samples)
 
 
@@ -319,11 +320,12 @@ def fit(
             print(f"warning: {warning}", file=sys.stderr)
 
 
-def write_result(folder: Path, config: RunConfig, dashboard: Dashboard, keeper: Keeper, unigram: float) -> dict[str, Any]:
+def write_result(folder: Path, parameters: int, dashboard: Dashboard, keeper: Keeper, unigram: float) -> dict[str, Any]:
     """Write result.json, which says that the run is finished: the last and the best validation, and what it took."""
     kept = [path for path in checkpoints(folder / "checkpoints") if step_of(path) == keeper.best_step]
     result = {
         "state": "finished",
+        "parameters": parameters,
         "steps": keeper.step,
         "tokens": keeper.step * dashboard.tokens_per_step,
         "seconds": round(dashboard.seconds(), 3),

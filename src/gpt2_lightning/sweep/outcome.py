@@ -96,7 +96,7 @@ def training_values(folder: Path, objectives: list[str], directions: list[str]) 
             values[name] = best(finite) if name.startswith(("val/", "task/")) else finite[-1]
     with suppress(OSError, ValueError, KeyError):
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        values |= {name: float(result[name]) for name in objectives if name == "seconds"}
+        values |= {name: float(result[name]) for name in objectives if name in ("seconds", "parameters")}
     return values
 
 
