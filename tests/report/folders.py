@@ -111,7 +111,8 @@ def run(folder: Path, steps: int = 40, finished: bool = True, samples: str = "To
             file.write(json.dumps({"step": step, "tokens": step * 64, CE: 5 / step + 2.5, "val/bits_per_byte": 3.5}) + "\n")
     if finished:
         best = {CE: 5 / steps + 2.5}
-        (folder / "result.json").write_text(json.dumps({"state": "finished", "steps": steps, "seconds": 61.2, "best": best}))
+        result = {"state": "finished", "parameters": 5184, "steps": steps, "seconds": 61.2, "best": best}
+        (folder / "result.json").write_text(json.dumps(result))
     (folder / "samples.txt").write_text(samples)
     return folder
 

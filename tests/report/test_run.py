@@ -37,7 +37,7 @@ def test_a_run_s_report_has_result_curves_samples_settings_and_commands(here: Pa
     assert said(capsys, "report", "run=a").split() == [f"{folder}/report/index.html", f"{folder}/report/report.md"]
     text = (folder / "report/report.md").read_text()
     assert "Best validation: 2.625 nats a token; the run is finished." in text
-    values = "a/20260102-000000 | finished | 2.625 | 3.5 | 40 | 2.625 | 40 of 40 | 2,560 | 1 min 01 s | 1,025 | 256 MiB"
+    values = "a/20260102-000000 | finished | 5,184 | 2.625 | 3.5 | 40 | 2.625 | 40 of 40 | 2,560 | 1 min 01 s | 1,025 | 256 MiB"
     assert f"| {values} |" in text
     assert "```text\nTo be\n```" in text and "older" not in text
     assert f"python -m gpt2_lightning generate run={folder} prompt='To be, or'" in text

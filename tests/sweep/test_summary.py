@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from scipy.stats import ttest_rel
 
 from gpt2_lightning.config import load_config, to_yaml
+from gpt2_lightning.report.page import duration
 from gpt2_lightning.report.ranking import Row, p_value
 from gpt2_lightning.settings.sampler import SamplerConfig
 from gpt2_lightning.sweep import summary as room
 from gpt2_lightning.sweep import view as view_room
 from gpt2_lightning.sweep.plan import Plan, read_plan
 from gpt2_lightning.sweep.summary import front, rank, summary, write_tables
-from gpt2_lightning.sweep.view import SlotLine, View, duration
+from gpt2_lightning.sweep.view import SlotLine, View
 
 CE = "val/cross_entropy"
 

@@ -21,26 +21,15 @@ from matplotlib import dates, pyplot, ticker
 from optuna.distributions import CategoricalDistribution, json_to_distribution
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState
-from plotly.offline import get_plotlyjs
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from plotly.offline import get_plotlyjs as drawing_code
 
 from gpt2_lightning.report.page import Figure
 from gpt2_lightning.report.record import StudyRecord
 
 __all__ = [
-    "COLOURS",
-    "Series",
-    "Span",
-    "Study",
-    "curves",
-    "drawing_code",
-    "front",
-    "history",
-    "importances",
-    "of_optuna",
-    "pair",
-    "rebuilt",
-    "timeline",
+    "COLOURS", "STATES", "Series", "Span", "Study", "curves", "drawing_code", "frozen", "importances", "of_optuna", "pair",
+    "rebuilt", "target", "thinned", "timeline",
 ]  # fmt: skip
 
 MOST_TRIALS, MOST_POINTS = 300, 200
@@ -54,6 +43,7 @@ LAYOUT = {"template": "plotly_white", "paper_bgcolor": "#ffffff", "plot_bgcolor"
           "margin": {"l": 60, "r": 30, "t": 70, "b": 50}, "autosize": True, "width": None,
           "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "#9198a1", "activecolor": "#1f2328"}}  # fmt: skip
 AXIS = {"gridcolor": "#f6f8fa", "zeroline": False, "automargin": True}
+LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +51,9 @@ class Series:
     """A line of a chart; None breaks it. ``names``: what each point is called. ``marks``: points only."""
 
     label: str
+    colour: str
     xs: Sequence[Any]
     ys: Sequence[int | float | None]
-    colour: str
     names: Sequence[str] | str = ""
     width: int | float = 2
     opacity: int | float = 1
@@ -82,35 +72,26 @@ class Span:
     name: str
 
 
-def drawing_code() -> str:
-    """Plotly's own JavaScript, whole."""
-    return get_plotlyjs()
-
-
 def rebuilt(record: StudyRecord) -> Study:
     """The study's own trials, in memory; failed ones without the value they were told with. Raises ValueError."""
     with quiet():
         study = optuna.create_study(directions=record.asked["directions"])
-        pairs = [(trial, row) for trial, row in zip(record.trials, record.rows, strict=True) if row.place is not None]
-        few = thinned(pairs, MOST_TRIALS)
-        few += [pair for pair in pairs if pair[1] in record.best[:1] and pair not in few]
-        for number, (trial, row) in enumerate(few):
-            study.add_trial(frozen(number, trial, row, record.objectives))
+        few = thinned(record.own, MOST_TRIALS)
+        for row in [*few, *(row for row in record.best[:1] if row not in few)]:
+            values = [row.values[name] for name in record.objectives] if row.state == "complete" else None
+            made = frozen(row.told, row.state, values)
+            for name in row.outcome.get("broken", []):
+                made.set_constraint(name, 1.0)  # that it is broken, not by how much
+            study.add_trial(made)
         return study
 
 
-def frozen(number: int, trial: dict[str, Any], row: Any, objectives: list[str]) -> FrozenTrial:
-    """One trial as Optuna has it; a broken constraint is told by how it is, not by how much."""
-    values = [row.values[name] for name in objectives] if row.state == "complete" else None
-    begun, ended = (datetime.fromisoformat(trial[key]) if trial[key] else None for key in ("started", "ended"))
+def frozen(trial: dict[str, Any], state: str, values: list[float] | None, **attrs: Any) -> FrozenTrial:
+    """A trial of the record as Optuna has it, begun and ended now."""
     distributions = {name: json_to_distribution(text) for name, text in trial["distributions"].items()}
-    over = row.state in ("complete", "pruned", "failed")
-    made = FrozenTrial(number, STATES[row.state], None, begun or (datetime.now() if row.state == "running" else None),
-                       (ended or datetime.now()) if over else None, trial["params"], distributions, {}, {},
-                       {int(step): value for step, value in trial["reports"].items()}, number, values=values)  # fmt: skip
-    for name in row.outcome.get("broken", []):
-        made.set_constraint(name, 1.0)
-    return made
+    reports = {int(step): value for step, value in trial["reports"].items()}
+    return create_trial(state=STATES[state], values=values, params=trial["params"], distributions=distributions,
+                        intermediate_values=reports, **attrs)  # fmt: skip
 
 
 def of_optuna(name: str, caption: str, what: str, study: Study, **options: Any) -> Figure:
@@ -156,25 +137,14 @@ def as_png(draw: Callable[[], None]) -> bytes:
     return file.getvalue()
 
 
-def target(record: StudyRecord) -> dict[str, Any]:
-    """How Optuna's plots are told to go by the first objective."""
-    if len(record.objectives) == 1:
-        return {"target_name": record.objectives[0]}
-    return {"target": lambda trial: trial.values[0], "target_name": record.objectives[0]}
-
-
-def history(record: StudyRecord, study: Study, i: int) -> Figure:
-    """One objective's values in the order of the trials."""
+def target(record: StudyRecord, i: int = 0) -> dict[str, Any]:
+    """How Optuna's plots are told to go by an objective."""
     name = record.objectives[i]
-    options = target(record) if i == 0 else {"target": lambda trial: trial.values[i], "target_name": name}
-    better = "Lower" if record.asked["directions"][i] == "minimize" else "Higher"
-    best = ", and the line is the best so far" if len(record.objectives) == 1 else ""
-    caption = f"Each point is a complete trial{best}. {better} is better."
-    return of_optuna(f"history-{i + 1}" if i else "history", caption, "optimization_history", study, **options)
+    return {"target_name": name} | ({"target": lambda trial: trial.values[i]} if len(record.objectives) > 1 else {})
 
 
-def importances(record: StudyRecord, study: Study) -> tuple[dict[str, float], Figure | None]:
-    """How much of each parameter decides whether a trial is a good one, and its plot; nothing where no trial differs."""
+def importances(record: StudyRecord, study: Study) -> tuple[dict[str, float], dict[str, Any]]:
+    """How much of each parameter decides whether a trial is good, all 0 where none differs; and what its plot is told."""
     sign = -1 if record.asked["directions"][0] == "maximize" else 1
     evaluator = PedAnovaImportanceEvaluator()
 
@@ -183,16 +153,8 @@ def importances(record: StudyRecord, study: Study) -> tuple[dict[str, float], Fi
 
     with quiet():
         found = evaluator.evaluate(study, target=value)
-    if not sum(found.values()):
-        return {}, None
-    caption = (
-        "The longer the bar, the more this parameter tells the best tenth of the complete trials from the others (Optuna's "
-    )
-    caption += "PedAnovaImportanceEvaluator). Of few trials it is a hint."
     options = {"evaluator": evaluator, "target": value, "target_name": record.objectives[0]}
-    return dict(sorted(found.items(), key=lambda one: -one[1])), of_optuna(
-        "importance", caption, "param_importances", study, **options
-    )
+    return dict(sorted(found.items(), key=lambda one: -one[1])), options
 
 
 def pair(study: Study, order: list[str], fewest: int) -> list[str]:
@@ -210,13 +172,7 @@ def pair(study: Study, order: list[str], fewest: int) -> list[str]:
     return list(next((names for names in pairs if vary(*names)), ()))
 
 
-def front(record: StudyRecord, study: Study) -> Figure:
-    """The Pareto front of two or three objectives."""
-    caption = "Each point is a complete trial; of those on the front, no other is better in every objective."
-    return of_optuna("front", caption, "pareto_front", study, target_names=record.objectives)
-
-
-def curves(name: str, caption: str, x: str, y: str, series: list[Series], log: bool = False) -> Figure:
+def curves(name: str, caption: str, x: str, y: str, series: list[Series]) -> Figure:
     """Lines, ours."""
     drawn = go.Figure()
     for s in series:
@@ -229,21 +185,16 @@ def curves(name: str, caption: str, x: str, y: str, series: list[Series], log: b
                           hovertemplate=("%{text}: " if named else "") + "%{y:.4g} at %{x}<extra></extra>")  # fmt: skip
     kind = "category" if any(isinstance(value, str) for s in series for value in s.xs) else "-"
     drawn.update_xaxes(AXIS | {"title": x, "type": kind})
-    drawn.update_yaxes(AXIS | {"title": y, "type": "log" if log else "-"})
-    drawn.update_layout(showlegend=True, hovermode="closest", legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"})
+    drawn.update_yaxes(AXIS | {"title": y, "type": "-"})
+    drawn.update_layout(showlegend=True, hovermode="closest", legend=LEGEND)
 
     def draw() -> None:
         axes = pyplot.subplots(figsize=(10, 4.8))[1]
-        places = {value: i for i, value in enumerate(dict.fromkeys(v for s in series for v in s.xs if isinstance(v, str)))}
         for s in series:
-            xs = [places.get(value, value) for value in s.xs]
             line, point = ("none", "x") if s.marks else ("--" if s.dash else "-", "." if len(s.xs) <= FEW else "")
-            ys = [float("nan") if value is None else value for value in s.ys]
-            axes.plot([float("nan") if value is None else value for value in xs], ys, color=s.colour, alpha=s.opacity,
+            axes.plot(s.xs, [float("nan") if value is None else value for value in s.ys], color=s.colour, alpha=s.opacity,
                       linewidth=s.width, label=s.label, linestyle=line, marker=point)  # fmt: skip
-        if places:
-            axes.set_xticks(list(places.values()), list(places))
-        axes.set(xlabel=x, ylabel=y, yscale="log" if log else "linear")
+        axes.set(xlabel=x, ylabel=y)
         axes.grid(color="#f6f8fa")
         legend_above(axes)
 
@@ -253,26 +204,24 @@ def curves(name: str, caption: str, x: str, y: str, series: list[Series], log: b
 def timeline(caption: str, spans: list[Span]) -> Figure:
     """What each slot was doing when."""
     drawn, lanes = go.Figure(), list(dict.fromkeys(span.lane for span in spans))
-    for state in dict.fromkeys(span.state for span in spans):
-        of_state = [span for span in spans if span.state == state]
+    by_state = {state: [span for span in spans if span.state == state] for state in dict.fromkeys(s.state for s in spans)}
+    for state, found in by_state.items():
         drawn.add_bar(
-            base=[span.begun for span in of_state], y=[span.lane for span in of_state], orientation="h", name=state,
-            x=[(span.ended - span.begun) / timedelta(milliseconds=1) for span in of_state], width=0.7,
-            text=[span.name for span in of_state], textposition="none",
+            base=[span.begun for span in found], y=[span.lane for span in found], orientation="h", name=state,
+            x=[(span.ended - span.begun) / timedelta(milliseconds=1) for span in found], width=0.7,
+            text=[span.name for span in found], textposition="none",
             marker={"color": COLOURS[state], "line": {"color": "rgba(255,255,255,0.8)", "width": 1}},
             hovertemplate="%{text}: %{base|%H:%M:%S} to %{x|%H:%M:%S}<extra></extra>",
         )  # fmt: skip
     drawn.update_xaxes(AXIS | {"type": "date"})
     drawn.update_yaxes(AXIS | {"categoryorder": "array", "categoryarray": lanes[::-1]})
-    drawn.update_layout(barmode="overlay", showlegend=True, height=180 + 32 * min(len(lanes), 24),
-                        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"})  # fmt: skip
+    drawn.update_layout(barmode="overlay", showlegend=True, height=180 + 32 * min(len(lanes), 24), legend=LEGEND)
 
     def draw() -> None:
         axes = pyplot.subplots(figsize=(10, 1.2 + 0.3 * min(len(lanes), 24)))[1]
-        for state in dict.fromkeys(span.state for span in spans):
-            of_state = [span for span in spans if span.state == state]
-            widths = [(span.ended - span.begun) / timedelta(days=1) for span in of_state]
-            axes.barh([lanes.index(s.lane) for s in of_state], widths, left=[dates.date2num(s.begun) for s in of_state],
+        for state, found in by_state.items():
+            days = [(span.ended - span.begun) / timedelta(days=1) for span in found]
+            axes.barh([lanes.index(s.lane) for s in found], days, left=[dates.date2num(s.begun) for s in found],
                       color=COLOURS[state], label=state, edgecolor="white", height=0.7)  # fmt: skip
         axes.set_yticks(range(len(lanes)), lanes)
         axes.invert_yaxis()

@@ -66,8 +66,8 @@ def report_runs(names: list[str], outputs: Path, out: str | None) -> list[Path]:
     folders = [find_log(name, outputs) for name in names]
     if len(set(folders)) < len(folders):
         raise ConfigError("run", key="run", value=",".join(names), rule="names a run twice")
-    default = folders[0] if len(folders) == 1 else outputs / "reports" / "+".join(folder.name for folder in folders)[:200]
-    place = Path(out) if out else default / "report" if len(folders) == 1 else default
+    several = outputs / "reports" / "+".join(folder.name for folder in folders)[:200]
+    place = Path(out) if out else several if len(folders) > 1 else folders[0] / "report"
     return write_page(runs_page([read_log(folder, shown(folder)) for folder in folders]), place, drawing_code())
 
 

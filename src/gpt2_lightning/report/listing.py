@@ -13,15 +13,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from gpt2_lightning.errors import ConfigError, StudyError
-from gpt2_lightning.lock import living_holder
-from gpt2_lightning.report.record import RECORD, read_result, read_study
+from gpt2_lightning.report.record import OVER, RECORD, read_result, read_study, run_state
 from gpt2_lightning.settings.setting import own_words
 
 __all__ = ["list_outputs"]
 
 TAIL = 2**16
 STATES = ("running", "finished", "unfinished")
-SORTS = ("age", "best", "name", "size")
 DEFAULTS = {"sort": "age", "name": "*", "state": "", "n": "", "outputs": "outputs"}
 
 
@@ -49,9 +47,8 @@ def list_outputs(words: list[str]) -> None:
     if not kept:
         print(f"no {words[0]} in '{outputs}'" if not found else f"none of {len(found)} {words[0]} in '{outputs}' is asked for")
         return
-    heads = ["name", "id", "state", "best", "age", "size", "steps"]
-    if words[0] == "studies":
-        heads = ["name", "objective", "state", "best", "age", "size", "trials"]
+    which, what = ("id", "steps") if words[0] == "runs" else ("objective", "trials")
+    heads = ["name", which, "state", "best", "age", "size", what]
     print("\n".join(aligned([heads, *(cells(item) for item in kept[: int(given["n"] or len(kept))])])))
 
 
@@ -67,7 +64,7 @@ def read_words(what: str, words: list[str]) -> dict[str, str]:
     """The words by key, and the defaults of the others; raises ConfigError."""
     given = own_words(list(DEFAULTS), words, f"list {what}")
     for key, value in given.items():
-        for name, choices in (("sort", SORTS), ("state", STATES)):
+        for name, choices in (("sort", KEYS), ("state", STATES)):
             if key == name and value not in choices:
                 raise ConfigError(name, key=name, value=value, rule=f"must be one of {', '.join(choices)}")
         if key == "n" and (not value.isdecimal() or int(value) < 1):
@@ -85,15 +82,13 @@ def runs(outputs: Path) -> Iterator[Item]:
 def run_item(folder: Path) -> Item:
     """One run."""
     result = read_result(folder)
-    state = "finished" if result else "unfinished" if living_holder(folder) is None else "running"
     steps, best = progress(folder / "metrics.jsonl", whole=not result)
     with suppress(KeyError, TypeError, ValueError):
         best = float(result["best"]["val/cross_entropy"])
-    asked = re.search(
-        r"^  max_steps: (\d+)$", (folder / "config.yaml").read_text(encoding="utf-8", errors="replace"), re.MULTILINE
-    )
+    config = (folder / "config.yaml").read_text(encoding="utf-8", errors="replace")
+    asked = re.search(r"^  max_steps: (\d+)$", config, re.MULTILINE)
     size, touched = weigh(folder)
-    return Item(name=folder.parent.name, id=folder.name, state=state, best=best, touched=touched, size=size,
+    return Item(name=folder.parent.name, id=folder.name, state=run_state(folder, result), best=best, touched=touched, size=size,
                 steps=f"{steps:,} of {int(asked[1]):,}" if asked else f"{steps:,}")  # fmt: skip
 
 
@@ -127,7 +122,7 @@ def study_item(folder: Path) -> Item:
         return Item(name=folder.name, id="-", state="unfinished", best=None, touched=touched, size=size, steps="-")
     name = study.objectives[0]
     sign = -1 if study.asked["directions"][0] == "maximize" else 1
-    over = sum(row.state not in ("running", "waiting") for row in study.own)
+    over = sum(row.state in OVER for row in study.own)
     return Item(name=folder.name, id=name + (", ..." if study.objectives[1:] else ""), state=study.state, sign=sign, size=size,
                 best=study.ranked[0].values[name] if study.ranked else None, touched=(folder / RECORD).stat().st_mtime,
                 steps=f"{over} of {study.asked['n_trials']}")  # fmt: skip

@@ -10,15 +10,18 @@ import json
 import os
 import re
 import socket
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gpt2_lightning.errors import OutputError
 from gpt2_lightning.report.style import SCRIPT, STYLE
 
-__all__ = ["Figure", "Page", "Section", "Table", "Verbatim", "duration", "number", "write_page"]
+__all__ = [
+    "Figure", "Page", "Section", "Table", "Verbatim", "anchor", "duration", "number", "plain", "write_bytes", "write_page",
+]  # fmt: skip
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
 INDEX, TWIN = "index.html", "report.md"
@@ -36,11 +39,8 @@ class Table:
         return all(row[i] is None or is_number(row[i]) for row in self.rows)
 
 
-@dataclass(frozen=True, slots=True)
-class Verbatim:
+class Verbatim(str):
     """Text as it is."""
-
-    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +56,14 @@ class Figure:
 Block = str | Table | Verbatim | Figure
 
 
-@dataclass(slots=True)
-class Section:
+class Section(NamedTuple):
     """What stands under one heading."""
 
     title: str
-    blocks: list[Block] = field(default_factory=list)
+    blocks: list[Block]
 
 
-@dataclass(slots=True)
-class Page:
+class Page(NamedTuple):
     """What a report says. ``lead`` is its first sentence."""
 
     title: str
@@ -80,7 +78,6 @@ class Page:
 def write_page(page: Page, folder: Path, code: str) -> list[Path]:
     """Write both forms, plotly's ``code`` inside the first; returns their paths. Raises OutputError."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for figure in page.figures():
             write_bytes(folder / f"{figure.name}.png", figure.png())
         write_bytes(folder / TWIN, as_markdown(page).encode())
@@ -91,8 +88,12 @@ def write_page(page: Page, folder: Path, code: str) -> list[Path]:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write beside the target and rename: several agents of a study may end at once."""
-    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
+    """Have the file whole or not at all, for several agents of a study may end at once; one that is right already is left."""
+    with suppress(OSError):
+        if path.read_bytes() == data:
+            return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{socket.gethostname()}.{os.getpid()}.partial")  # TensorBoard would read one that is named alike
     try:
         partial.write_bytes(data)
         partial.replace(path)
@@ -102,8 +103,12 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def as_html(page: Page, code: str) -> str:
     """The page as one HTML file."""
-    body = "\n".join(part for section in page.sections for part in html_section(section))
+    body = []
+    for section in page.sections:
+        body.append(f'<section id="{anchor(section.title)}"><h2>{text(section.title)}</h2>')
+        body += [*map(html_block, section.blocks), "</section>"]
     links = " ".join(f'<a href="#{anchor(s.title)}">{text(s.title)}</a>' for s in page.sections)
+    lines = "\n".join(body)
     scripts = f"<script>{code}</script>\n<script>{SCRIPT}</script>" if page.figures() else f"<script>{SCRIPT}</script>"
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -113,19 +118,11 @@ def as_html(page: Page, code: str) -> str:
 <title>{text(page.title)}</title><style>{STYLE}</style></head>
 <body><header><h1>{text(page.title)}</h1><p class="lead">{text(page.lead)}</p><nav>{links}</nav></header>
 <main>
-{body}
+{lines}
 </main>
 {scripts}
 </body></html>
 """
-
-
-def html_section(section: Section) -> Iterable[str]:
-    """One section's lines."""
-    yield f'<section id="{anchor(section.title)}"><h2>{text(section.title)}</h2>'
-    for block in section.blocks:
-        yield html_block(block)
-    yield "</section>"
 
 
 def html_block(block: Block) -> str:
@@ -136,9 +133,10 @@ def html_block(block: Block) -> str:
         rows = "\n".join(f"<tr>{''.join(map(html_cell, row, looks))}</tr>" for row in block.rows)
         return f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>\n{rows}\n</tbody></table></div>'
     if isinstance(block, Verbatim):
-        return f"<pre>{html.escape(clean(block.text))}</pre>"
+        return f"<pre>{html.escape(clean(block))}</pre>"
     if isinstance(block, Figure):
-        spec = inert(json.dumps(harmless(block.spec), allow_nan=False))
+        spec = json.dumps(harmless(block.spec), allow_nan=False)
+        spec = spec.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")  # it can end no script
         data = f'<script type="application/json">{spec}</script>'
         return f'<figure><div class="plot">{data}</div><figcaption>{text(block.caption)}</figcaption></figure>'
     return f"<p>{text(block)}</p>"
@@ -166,7 +164,7 @@ def markdown_block(block: Block) -> str:
         lines += [[mark(plain(value)) for value in row] for row in block.rows]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
     if isinstance(block, Verbatim):
-        body = clean(block.text).rstrip("\n")
+        body = clean(block).rstrip("\n")
         fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", body) or [""]))
         return f"{fence}text\n{body}\n{fence}"
     if isinstance(block, Figure):
@@ -195,11 +193,6 @@ def clean(value: str) -> str:
     """Text that every file can hold: what moves a cursor or is no character becomes U+FFFD."""
     whole = value.replace("\r\n", "\n").replace("\r", "\n").encode("utf-8", "replace").decode("utf-8")
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]", "\ufffd", whole)
-
-
-def inert(data: str) -> str:
-    """JSON that can end no script and begin no tag."""
-    return data.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 def harmless(value: Any) -> Any:

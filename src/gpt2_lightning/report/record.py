@@ -14,7 +14,7 @@ from gpt2_lightning.errors import StudyError, first_line
 from gpt2_lightning.lock import living_holder
 from gpt2_lightning.report.ranking import Row, front, rank
 
-__all__ = ["RECORD", "StudyRecord", "read_record", "read_result", "read_study"]
+__all__ = ["OVER", "RECORD", "StudyRecord", "read_record", "read_result", "read_study", "run_state"]
 
 RECORD = "study.json"
 OVER = ("complete", "pruned", "failed")
@@ -22,13 +22,13 @@ OVER = ("complete", "pruned", "failed")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudyRecord:
-    """``asked``: the study's own part of the record; ``trials``: that of each trial, in the order of ``rows``; ``best``: of
-    several objectives the front. A trial that no process holds is ``waiting``, not running.
+    """``asked``: the study's own part of the record; ``rows``: its trials; ``best``: of several objectives the front.
+
+    A trial that no process holds is ``waiting``, not running.
     """
 
     folder: Path
     asked: dict[str, Any]
-    trials: list[dict[str, Any]]
     rows: list[Row]
     ranked: list[Row]
     best: list[Row]
@@ -61,9 +61,9 @@ def read_record(folder: Path) -> dict[str, Any]:
     """The record of the study in that folder; raises StudyError."""
     try:
         found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        if isinstance(found, dict):
-            return found
-        raise ValueError("it is no JSON object")
+        if not isinstance(found, dict):
+            raise ValueError("it is no JSON object")
+        return found
     except (OSError, ValueError) as error:
         rule = f"has no {RECORD} that can be read: {first_line(error)}"
         raise StudyError("study", key="study", value=str(folder), rule=rule) from error
@@ -77,16 +77,20 @@ def read_result(folder: Path) -> dict[str, Any]:
     return {}
 
 
+def run_state(folder: Path, result: dict[str, Any]) -> str:
+    """running, finished or unfinished."""
+    return "finished" if result else "unfinished" if living_holder(folder) is None else "running"
+
+
 def read_study(folder: Path) -> StudyRecord:
     """The study in that folder; raises StudyError."""
     record = read_record(folder)
     try:
-        trials = record.pop("trials")
-        rows = [row_of(trial, folder) for trial in trials]
+        rows = [row_of(trial, folder) for trial in record.pop("trials")]
         asked = (rows, record["objectives"], record["directions"])
         ranked = rank(*asked)
         best = ranked[:1] if len(record["objectives"]) == 1 else front(*asked)
-        return StudyRecord(folder=folder, asked=record, trials=trials, rows=rows, ranked=ranked, best=best)
+        return StudyRecord(folder=folder, asked=record, rows=rows, ranked=ranked, best=best)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         rule = f"has a {RECORD} that is none of ours: {first_line(error)}"
         raise StudyError("study", key="study", value=str(folder), rule=rule) from error
@@ -97,5 +101,5 @@ def row_of(trial: dict[str, Any], folder: Path) -> Row:
     state = trial["state"]
     if state not in OVER:
         state = "waiting" if living_holder(folder / trial["name"]) is None else "running"
-    return Row(name=trial["name"], place=trial["place"], state=state, why=trial["class"], values=trial["values"],
-               point=trial["point"], outcome=trial["outcome"], beside=trial["beside"], steps=trial["steps"])  # fmt: skip
+    alike = {key: trial[key] for key in ("name", "place", "values", "point", "outcome", "beside", "steps")}
+    return Row(state=state, why=trial["class"], told=trial, **alike)

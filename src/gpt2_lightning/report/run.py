@@ -5,33 +5,34 @@ Choice not taken: a chart for every metric; TensorBoard has those.
 """
 
 import json
+import math
 import shlex
+import statistics
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from gpt2_lightning.errors import ConfigError, first_line
-from gpt2_lightning.lock import living_holder
 from gpt2_lightning.report.charts import MOST_POINTS, Series, curves, thinned
-from gpt2_lightning.report.page import Block, Page, Section, Table, Verbatim, duration, number
-from gpt2_lightning.report.record import read_result
+from gpt2_lightning.report.page import Block, Page, Section, Table, Verbatim, anchor, duration, number
+from gpt2_lightning.report.record import read_result, run_state
 from gpt2_lightning.settings.setting import flat
 
 __all__ = ["RunLog", "read_log", "runs_page"]
 
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#999999", "#dd7733")
 CHARTS = {
-    "Learning rate": ("learning-rate", "optimizer/learning_rate", "The learning rate at each logged step."),
-    "Gradient norm": (
-        "gradient-norm",
-        "optimizer/gradient_norm",
-        "The gradient's 2-norm before clipping; a spike is a warning.",
-    ),
-    "Speed": ("speed", "speed/tokens_per_second", "Tokens trained per second, validation not counted."),
+    "Learning rate": ("optimizer/learning_rate", "The learning rate at each logged step."),
+    "Gradient norm": ("optimizer/gradient_norm", "The gradient's 2-norm before clipping; a spike is a warning."),
+    "Speed": ("speed/tokens_per_second", "Tokens trained per second, validation not counted."),
 }
+BEST = "val/cross_entropy"
+HEADS = ["run", "state", "parameters", "best nats", "best bits per byte", "at step", "last nats", "steps", "tokens", "time",
+         "tokens/s", "peak memory"]  # fmt: skip
 MOST_TEXT = 20_000
 WHERE = ("run.", "resume")  # keys that say where a run is, not what
 
@@ -66,15 +67,12 @@ def read_log(folder: Path, place: str) -> RunLog:
         text = (folder / "config.yaml").read_text(encoding="utf-8")
         config = flat(dict(yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))))
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-        raise ConfigError(
-            "run", key="run", value=place, rule=f"has no config.yaml that can be read: {first_line(error)}"
-        ) from error
-    result = read_result(folder)
-    state = "finished" if result else "unfinished" if living_holder(folder) is None else "running"
-    samples = ""
+        rule = f"has no config.yaml that can be read: {first_line(error)}"
+        raise ConfigError("run", key="run", value=place, rule=rule) from error
+    result, samples = read_result(folder), ""
     with suppress(OSError):
         samples = (folder / "samples.txt").read_text(encoding="utf-8", errors="replace")
-    return RunLog(label=f"{folder.absolute().parent.name}/{folder.absolute().name}", place=place, state=state, yaml=text,
+    return RunLog(label="/".join(folder.absolute().parts[-2:]), place=place, state=run_state(folder, result), yaml=text,
                   config=config, result=result, lines=read_lines(folder / "metrics.jsonl"), samples=samples)  # fmt: skip
 
 
@@ -93,30 +91,31 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def runs_page(runs: list[RunLog]) -> Page:
     """The page of a run, or of several side by side."""
     alone = len(runs) == 1
+    coloured = list(zip(runs, cycle(COLOURS), strict=False))
     sections = [
-        Section("Result", [result_table(runs)]),
-        Section("Loss", loss_blocks(runs)),
-        *(Section(title, chart_blocks(runs, *chart)) for title, chart in CHARTS.items()),
+        Section("Result", [Table(HEADS, [result_row(run) for run in runs])]),
+        Section("Loss", loss_blocks(coloured)),
+        *(
+            Section(title, drawn(anchor(title), metric, caption, [Series(r.label, c, *r.curve(metric)) for r, c in coloured]))
+            for title, (metric, caption) in CHARTS.items()
+        ),
         Section("Samples", sample_blocks(runs)),
         *([] if alone else [Section("What differs", difference_blocks(runs))]),
         Section("Go on, or again", [Verbatim("\n".join(line for run in runs for line in commands(run)))]),
-        Section(
-            "Configuration",
-            [Verbatim(runs[0].yaml)] if alone else [block for r in runs for block in (r.label, Verbatim(r.yaml))],
-        ),
+        Section("Configuration", [block for r in runs for block in ([] if alone else [r.label]) + [Verbatim(r.yaml)]]),
     ]
     return Page(f"Run {runs[0].label}" if alone else f"{len(runs)} runs", lead(runs), sections)
 
 
-def best_of(run: RunLog) -> float | None:
-    """The lowest validation cross-entropy."""
-    values = [line["val/cross_entropy"] for line in run.lines if isinstance(line.get("val/cross_entropy"), int | float)]
-    return min((value for value in values if value == value), default=None)
+def best_of(run: RunLog) -> dict[str, Any]:
+    """The line with the lowest validation cross-entropy; empty before there is one."""
+    lines = [line for line in run.lines if isinstance(line.get(BEST), int | float) and not math.isnan(line[BEST])]
+    return min(lines, key=lambda line: line[BEST], default={})
 
 
 def lead(runs: list[RunLog]) -> str:
     """The report in a sentence."""
-    found = [(value, run) for run in runs if (value := best_of(run)) is not None]
+    found = [(best[BEST], run) for run in runs if (best := best_of(run))]
     if not found:
         return "There is no validation yet."
     value, run = min(found, key=lambda one: one[0])
@@ -124,48 +123,32 @@ def lead(runs: list[RunLog]) -> str:
     return f"Best validation: {number(value)} nats a token{which}."
 
 
-def result_table(runs: list[RunLog]) -> Table:
-    """A row a run."""
-    heads = ["run", "state", "best nats", "best bits per byte", "at step", "last nats", "steps", "tokens", "time",
-             "tokens/s", "peak memory"]  # fmt: skip
-    return Table(heads, [result_row(run) for run in runs])
-
-
 def result_row(run: RunLog) -> list[Any]:
-    """One run's."""
+    """What a run has come to."""
     best, last = best_of(run), run.lines[-1] if run.lines else {}
-    at = next((line for line in run.lines if line.get("val/cross_entropy") == best), {}) if best is not None else {}
     rates = [line["speed/tokens_per_second"] for line in run.lines if "speed/tokens_per_second" in line]
-    rate = sorted(rates)[len(rates) // 2] if rates else None
     peak, seconds = run.last("speed/peak_memory"), run.result.get("seconds")
-    return [run.label, run.state, best, at.get("val/bits_per_byte"), at.get("step"), run.last("val/cross_entropy"),
-            f"{last.get('step', 0):,} of {run.config.get('trainer.max_steps', 0):,}", last.get("tokens"),
-            None if seconds is None else duration(seconds), rate,
+    return [run.label, run.state, run.result.get("parameters"), best.get(BEST), best.get("val/bits_per_byte"), best.get("step"),
+            run.last(BEST), f"{last.get('step', 0):,} of {run.config.get('trainer.max_steps', 0):,}", last.get("tokens"),
+            None if seconds is None else duration(seconds), statistics.median_high(rates) if rates else None,
             None if peak is None else f"{peak / 2**20:,.0f} MiB"]  # fmt: skip
 
 
-def loss_blocks(runs: list[RunLog]) -> list[Block]:
+def loss_blocks(coloured: list[tuple[RunLog, str]]) -> list[Block]:
     """Training and validation."""
     series = []
-    for i, run in enumerate(runs):
-        for name, what in (("train/cross_entropy", "train"), ("val/cross_entropy", "validation")):
-            xs, ys = run.curve(name)
-            colour = COLOURS[i % len(COLOURS)] if len(runs) > 1 or what == "validation" else COLOURS[1]
-            label = what if len(runs) == 1 else f"{run.label} {what}"
-            if xs:
-                series.append(Series(label, xs, ys, colour, dash=what == "train", width=1.5 if what == "train" else 2.5))
-    if not series:
-        return ["Nothing to draw: no line is written yet."]
+    for run, colour in coloured:
+        of_run, beside = (f"{run.label} ", colour) if len(coloured) > 1 else ("", COLOURS[1])
+        series += [Series(f"{of_run}train", beside, *run.curve("train/cross_entropy"), dash=True, width=1.5),
+                   Series(f"{of_run}validation", colour, *run.curve(BEST), width=2.5)]  # fmt: skip
     caption = "Cross-entropy in nats a token: where validation turns up while training (dashed) goes down, the run overfits."
-    return [curves("loss", caption, "step", "cross-entropy, nats a token", series)]
+    return drawn("loss", "cross-entropy, nats a token", caption, series)
 
 
-def chart_blocks(runs: list[RunLog], name: str, metric: str, caption: str) -> list[Block]:
-    """One metric of all runs."""
-    series = [Series(run.label, *run.curve(metric), COLOURS[i % len(COLOURS)]) for i, run in enumerate(runs)]
-    if not any(s.xs for s in series):
-        return ["Nothing to draw: no line is written yet."]
-    return [curves(name, caption, "step", metric, [s for s in series if s.xs])]
+def drawn(name: str, y: str, caption: str, series: list[Series]) -> list[Block]:
+    """The lines that have points."""
+    shown = [s for s in series if s.xs]
+    return [curves(name, caption, "step", y, shown)] if shown else ["Nothing to draw: no line is written yet."]
 
 
 def sample_blocks(runs: list[RunLog]) -> list[Block]:

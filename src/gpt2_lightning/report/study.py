@@ -7,7 +7,6 @@ Choice not taken: hiding a section that has nothing to show, which a reader woul
 import json
 import shlex
 from collections import Counter
-from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -15,21 +14,24 @@ from typing import Any
 
 from gpt2_lightning.report import charts
 from gpt2_lightning.report.charts import COLOURS, Series, Span, Study
-from gpt2_lightning.report.page import Block, Figure, Page, Section, Table, Verbatim, duration, number, plain
+from gpt2_lightning.report.page import Block, Page, Section, Table, Verbatim, duration, number, plain
 from gpt2_lightning.report.ranking import Row, confirmed, failures, saved
 from gpt2_lightning.report.record import RECORD, StudyRecord
 
 __all__ = ["study_page"]
 
 FEWEST = 4
-RUNNERS_UP, OF_FRONT, MOST_SLICES, MOST_CURVES = 5, 20, 6, 60
+RUNNERS_UP, OF_FRONT, MOST_SLICES = 5, 20, 6
+Line = tuple[list[Any], list[Any], str]  # a trial's points, and its name
 SAYING = {"running": "is running", "finished": "is finished", "unfinished": "is not finished, and nobody trains it"}
 
 
 def study_page(record: StudyRecord, place: str) -> Page:
     """The page of a study whose folder is called ``place`` where its commands are typed."""
     study = charts.rebuilt(record)
-    importance, order = importance_blocks(record, study)
+    tried = [t.params for t in study.get_trials(deepcopy=False) if t.state.name == "COMPLETE" and t.params]
+    importance, order = importance_blocks(record, study, len(tried))
+    few: list[Block] = ["Nothing to draw: it takes two complete trials."] if len(tried) < 2 else []
     sections = [
         Section("What was asked", asked_blocks(record)),
         Section("State", state_blocks(record)),
@@ -38,8 +40,8 @@ def study_page(record: StudyRecord, place: str) -> Page:
         Section("Optimization history", history_blocks(record, study)),
         Section("Importance", importance),
         *([Section("Pareto front", front_blocks(record, study))] if len(record.objectives) > 1 else []),
-        Section("Parallel coordinates", parallel_blocks(record, study)),
-        Section("Slices", slice_blocks(record, study, order)),
+        Section("Parallel coordinates", few or parallel_blocks(record, study)),
+        Section("Slices", few or slice_blocks(record, study, order, tried)),
         Section("Contour", contour_blocks(record, study, order)),
         Section("Decoding", decode_blocks(record)),
         Section("Curves of the trials", curve_blocks(record)),
@@ -90,10 +92,8 @@ def state_blocks(record: StudyRecord) -> list[Block]:
     if record.state == "unfinished":
         blocks.append("The command above goes on with it.")
     if len(record.own) > charts.MOST_TRIALS:
-        shown = (
-            f"Optuna's plots below are of {charts.MOST_TRIALS} of the {len(record.own)} trials, evenly chosen, and the best."
-        )
-        blocks.append(shown)
+        of = f"{charts.MOST_TRIALS} of the {len(record.own)} trials"
+        blocks.append(f"Optuna's plots below are of {of}, evenly chosen, and the best.")
     return blocks
 
 
@@ -113,18 +113,13 @@ def best_blocks(record: StudyRecord) -> list[Block]:
         shown.append(("baseline", record.baseline))
     others = [row for row in record.ranked if row not in record.best and row is not record.baseline]
     shown += [("runner-up", row) for row in others[:RUNNERS_UP]]
-    rows = [[row.name, what, *(row.values.get(name) for name in record.objectives), settings(row)] for what, row in shown]
+    rows = [[row.name, what, *(row.values.get(name) for name in record.objectives),
+             ", ".join(f"{key} = {short(value)}" for key, value in row.settings.items()) or "the experiment as it is"]
+            for what, row in shown]  # fmt: skip
     blocks: list[Block] = [Table(["trial", "", *record.objectives, "settings"], rows)]
     if len(record.best) > OF_FRONT:
         blocks.append(f"{len(record.best) - OF_FRONT} more trials are on the front; all are in the last table.")
     return blocks + ([] if several else [confidence(record)]) + samples(record)
-
-
-def settings(row: Row) -> str:
-    """The point of a trial and its best decode-time settings, in words."""
-    decode = row.outcome.get("decode", {}).get("candidate", {})
-    words = [f"{key} = {short(value)}" for key, value in {**row.point, **decode}.items()]
-    return ", ".join(words) or "the experiment as it is"
 
 
 def short(value: Any) -> str:
@@ -136,7 +131,7 @@ def confidence(record: StudyRecord) -> str:
     """How sure the difference between the best and the baseline is."""
     found = confirmed(record.rows, record.objectives[0])
     if found:
-        return f"On {len(found.best)} fresh seeds each: {found.shown()}."
+        return f"On {found[0]} fresh seeds each: {found[1]}."
     if not record.baseline:
         return "The baseline is not complete, so there is nothing to compare the best with."
     if record.baseline in record.best:
@@ -167,37 +162,40 @@ def reproduce_blocks(record: StudyRecord, place: str) -> list[Block]:
     return [*first, Verbatim(command)]
 
 
-def complete(study: Study) -> int:
-    """How many complete trials have settings of the space."""
-    return sum(trial.state.name == "COMPLETE" and bool(trial.params) for trial in study.get_trials(deepcopy=False))
+def drawn(study: Study, name: str, what: str, caption: str, **options: Any) -> Block:
+    """What Optuna draws of the study, or the reason why it cannot."""
+    try:
+        return charts.of_optuna(name, caption, what, study, **options)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
+        return f"This could not be drawn: {type(error).__name__}: {error}"
 
 
 def history_blocks(record: StudyRecord, study: Study) -> list[Block]:
     """A plot for each objective."""
     if not record.ranked:
         return ["Nothing to draw: no trial is complete."]
-    return [drawn(lambda i=i: charts.history(record, study, i)) for i in range(len(record.objectives))]  # type: ignore[misc]
+    so_far, blocks = "" if len(record.objectives) > 1 else ", and the line is the best so far", list[Block]()
+    for i, direction in enumerate(record.asked["directions"]):
+        caption = f"Each point is a complete trial{so_far}. {'Lower' if direction == 'minimize' else 'Higher'} is better."
+        name = f"history-{i + 1}" if i else "history"
+        blocks.append(drawn(study, name, "optimization_history", caption, **charts.target(record, i)))
+    return blocks
 
 
-def drawn(chart: Callable[[], Figure]) -> Block:
-    """The figure, or the reason why Optuna cannot draw it."""
-    try:
-        return chart()
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
-        return f"This could not be drawn: {type(error).__name__}: {error}"
-
-
-def importance_blocks(record: StudyRecord, study: Study) -> tuple[list[Block], list[str]]:
+def importance_blocks(record: StudyRecord, study: Study, complete: int) -> tuple[list[Block], list[str]]:
     """The plot, and the parameters in order of importance, as far as it is known."""
-    names = list(dict.fromkeys(name for trial in record.trials for name in trial["params"]))
+    names = list(dict.fromkeys(name for row in record.rows for name in row.told["params"]))
     if len(names) < 2:
         return [f"Nothing to compare: {names[0] + ' is all that' if names else 'nothing'} is searched."], names
-    if complete(study) < FEWEST:
-        return [f"Nothing to draw: it takes {FEWEST} complete trials, and there are {complete(study)}."], names
-    found, block = charts.importances(record, study)
-    if block is None:
+    if complete < FEWEST:
+        return [f"Nothing to draw: it takes {FEWEST} complete trials, and there are {complete}."], names
+    found, options = charts.importances(record, study)
+    if not sum(found.values()):
         return ["Nothing to draw: no parameter tells the best trials from the others."], names
-    return [block], [*found, *(name for name in names if name not in found)]
+    caption = "The longer the bar, the more this parameter tells the best tenth of the complete trials from the others "
+    caption += "(Optuna's PedAnovaImportanceEvaluator). Of few trials it is a hint."
+    order = [*found, *(name for name in names if name not in found)]
+    return [charts.of_optuna("importance", caption, "param_importances", study, **options)], order
 
 
 def front_blocks(record: StudyRecord, study: Study) -> list[Block]:
@@ -206,30 +204,22 @@ def front_blocks(record: StudyRecord, study: Study) -> list[Block]:
         return [f"A front of {len(record.objectives)} objectives cannot be drawn; its trials are in the tables."]
     if not record.best:
         return ["Nothing to draw: no trial is complete."]
-    return [drawn(lambda: charts.front(record, study))]
+    caption = "Each point is a complete trial; of those on the front, no other is better in every objective."
+    return [drawn(study, "front", "pareto_front", caption, target_names=record.objectives)]
 
 
 def parallel_blocks(record: StudyRecord, study: Study) -> list[Block]:
     """Each trial a line."""
-    if complete(study) < 2:
-        return ["Nothing to draw: it takes two complete trials."]
     caption = "Each line is a complete trial, through its value and its settings; the darker, the better."
-    options = charts.target(record)
-    return [drawn(lambda: charts.of_optuna("parallel", caption, "parallel_coordinate", study, **options))]
+    return [drawn(study, "parallel", "parallel_coordinate", caption, **charts.target(record))]
 
 
-def slice_blocks(record: StudyRecord, study: Study, order: list[str]) -> list[Block]:
+def slice_blocks(record: StudyRecord, study: Study, order: list[str], tried: list[dict[str, Any]]) -> list[Block]:
     """The value over each parameter."""
-    tried = {name for t in study.get_trials(deepcopy=False) if t.state.name == "COMPLETE" for name in t.params}
-    params = [name for name in order if name in tried][:MOST_SLICES]
-    if complete(study) < 2:
-        return ["Nothing to draw: it takes two complete trials."]
-    caption = (
-        f"{record.objectives[0]} of the complete trials over one parameter each; the darker the point, the later the trial."
-    )
-    caption += f" The {MOST_SLICES} most important are shown." if len(order) > MOST_SLICES else ""
-    options = {"params": params, **charts.target(record)}
-    return [drawn(lambda: charts.of_optuna("slices", caption, "slice", study, **options))]
+    params = [name for name in order if any(name in params for params in tried)][:MOST_SLICES]
+    caption = f"{record.objectives[0]} of the complete trials over one parameter each; the darker the point, the later the"
+    caption += f" trial. The {MOST_SLICES} most important are shown." if len(order) > MOST_SLICES else " trial."
+    return [drawn(study, "slices", "slice", caption, params=params, **charts.target(record))]
 
 
 def contour_blocks(record: StudyRecord, study: Study, order: list[str]) -> list[Block]:
@@ -238,8 +228,7 @@ def contour_blocks(record: StudyRecord, study: Study, order: list[str]) -> list[
     if not pair:
         return [f"Nothing to draw: it takes two numbers that vary together in {FEWEST} complete trials."]
     caption = f"{record.objectives[0]} between the complete trials, the points: an interpolation, and a guess far from them."
-    options = {"params": pair, **charts.target(record)}
-    return [drawn(lambda: charts.of_optuna("contour", caption, "contour", study, **options))]
+    return [drawn(study, "contour", "contour", caption, params=pair, **charts.target(record))]
 
 
 def decode_blocks(record: StudyRecord) -> list[Block]:
@@ -254,10 +243,10 @@ def decode_blocks(record: StudyRecord) -> list[Block]:
     if not found:
         return ["Nothing to draw: no trained model has been scored."]
     best = next((row.name for row in record.ranked if row.name in found), next(iter(found)))
-    xs, ys, names = joined([([*scores], [*scores.values()], name) for name, scores in found.items() if name != best])
-    series = [Series("other trials", xs, ys, COLOURS["complete"], names, width=1, opacity=0.45)] if xs else []
-    series.insert(0, Series(f"{best}, the best", [*found[best]], [*found[best].values()], COLOURS["best"],
-                            [best] * len(found[best]), width=3))  # fmt: skip
+    lines = {name: ([*scores], [*scores.values()], name) for name, scores in found.items()}
+    series = [Series(f"{best}, the best", COLOURS["best"], *joined([lines.pop(best)]), width=3)]
+    if lines:
+        series.append(Series("other trials", COLOURS["complete"], *joined([*lines.values()]), width=1, opacity=0.45))
     beside = f" (at the best of the other decode-time settings: {', '.join(k for k in keys if k != key)})" if keys[1:] else ""
     lowest = (min if sign == 1 else max)(found[best], key=lambda x: found[best][x])
     better = "lower" if sign == 1 else "higher"
@@ -277,40 +266,33 @@ def scores_over(folder: Path, key: str, by: str, sign: int) -> dict[str, float]:
     return found
 
 
-def joined(lines: list[tuple[list[Any], list[Any], str]]) -> tuple[list[Any], list[Any], list[str]]:
-    """Lines as one, with gaps: as quick to draw as a single line."""
+def joined(lines: list[Line]) -> tuple[list[Any], list[Any], list[str]]:
+    """Lines as one, with gaps between: as quick to draw as a single line."""
     xs, ys, names = [], [], []
     for x, y, name in lines:
         xs += [*x, x[-1]]
         ys += [*y, None]
         names += [name] * (len(x) + 1)
-    return xs, ys, names
+    return xs[:-1], ys[:-1], names[:-1]
 
 
 def curve_blocks(record: StudyRecord) -> list[Block]:
     """The validations of each trial on its way, and where it was ended."""
-    lines = [
-        (row, charts.thinned(sorted((int(step), value) for step, value in trial["reports"].items()), charts.MOST_POINTS))
-        for row, trial in zip(record.rows, record.trials, strict=True)
-        if trial["reports"] and row.place is not None
-    ]
-    if not lines:
+    reported = [row for row in record.own if row.told["reports"]]
+    if not reported:
         return ["Nothing to draw: no trial has reported a validation of the first objective."]
-    lines = charts.thinned(lines, charts.MOST_TRIALS)
-    best = record.best[0] if record.best else None
+    found: dict[str, list[Line]] = {state: [] for state in ("running", "waiting", "failed", "pruned", "complete", "best")}
+    for row in charts.thinned(reported, charts.MOST_TRIALS):
+        points = sorted((int(step), value) for step, value in row.told["reports"].items())
+        xs, ys = zip(*charts.thinned(points, charts.MOST_POINTS), strict=True)
+        found["best" if row in record.best[:1] else row.state].append(([*xs], [*ys], row.name))
     series = []
-    for state in ("running", "waiting", "failed", "pruned", "complete"):
-        of_state = [([x for x, _ in p], [y for _, y in p], row.name) for row, p in lines if row.state == state and row != best]
-        xs, ys, names = joined(of_state)
-        if xs:
-            series.append(Series(state, xs, ys, COLOURS[state], names, width=1.2, opacity=0.6))
-        if state == "pruned" and xs:
-            ends, heights = [x[-1] for x, _, _ in of_state], [y[-1] for _, y, _ in of_state]
-            series.append(Series("ended early", ends, heights, COLOURS[state], [name for _, _, name in of_state], marks="x"))
-    for row, points in lines:
-        if row == best:
-            xs, ys = [x for x, _ in points], [y for _, y in points]
-            series.append(Series(f"{row.name}, the best", xs, ys, COLOURS["best"], [row.name] * len(xs), width=3))
+    for state, lines in ((state, lines) for state, lines in found.items() if lines):
+        label, width, opacity = (f"{lines[0][2]}, the best", 3, 1) if state == "best" else (state, 1.2, 0.6)
+        series.append(Series(label, COLOURS[state], *joined(lines), width=width, opacity=opacity))
+        if state == "pruned":
+            ends, heights = [xs[-1] for xs, _, _ in lines], [ys[-1] for _, ys, _ in lines]
+            series.append(Series("ended early", COLOURS[state], ends, heights, [name for _, _, name in lines], marks="x"))
     caption = f"{record.objectives[0]} at each validation; a cross marks where the pruner ended a trial."
     return [charts.curves("curves", caption, "step", record.objectives[0], series)]
 
@@ -321,12 +303,11 @@ def slot_blocks(record: StudyRecord) -> list[Block]:
     spans: list[Span] = []
     free: dict[tuple[str, int], datetime] = {}
     agents: dict[str, str] = {}
-    timed = [(datetime.fromisoformat(t["started"]), t, row) for t, row in zip(record.trials, record.rows, strict=True)
-             if t["started"]]  # fmt: skip
-    for begun, trial, row in sorted(timed, key=lambda one: one[0]):
-        ended = datetime.fromisoformat(trial["ended"]) if trial["ended"] else max(begun, now)
-        host = str(trial["agent"] or "?").split(".")[0]
-        agent = agents.setdefault(str(trial["agent"]), f"{host} {len(agents) + 1}")
+    timed = [(datetime.fromisoformat(row.told["started"]), row) for row in record.rows if row.told["started"]]
+    for begun, row in sorted(timed, key=lambda one: one[0]):
+        ended = datetime.fromisoformat(row.told["ended"]) if row.told["ended"] else max(begun, now)
+        host = str(row.told["agent"] or "?").split(".")[0]
+        agent = agents.setdefault(str(row.told["agent"]), f"{host} {len(agents) + 1}")
         slot = next((i for i in range(len(timed)) if free.get((agent, i), begun) <= begun), 0)
         free[agent, slot] = ended
         spans.append(Span(f"{agent}, slot {slot}", begun, ended, row.state, row.name))
@@ -343,12 +324,12 @@ def failure_blocks(record: StudyRecord) -> list[Block]:
 
 def budget_blocks(record: StudyRecord) -> list[Block]:
     """What the study has taken, and what ending trials early has saved."""
-    times = [datetime.fromisoformat(t[key]) for t in record.trials for key in ("started", "ended") if t[key]]
-    seconds, found = sum(row.outcome.get("seconds", 0) for row in record.rows), saved(record.own)
+    times = [datetime.fromisoformat(row.told[key]) for row in record.rows for key in ("started", "ended") if row.told[key]]
+    seconds = sum(row.outcome.get("seconds", 0) for row in record.rows)
     rows = [["steps trained", f"{sum(row.steps for row in record.rows):,}"], ["time in slots", duration(seconds)]]
     if times:
         rows.append(["from the first start to the last end", duration((max(times) - min(times)).total_seconds())])
-    rows.append(["saved by ending trials early", str(found) if found else "nothing"])
+    rows.append(["saved by ending trials early", saved(record.own) or "nothing"])
     return [Table(["", "spent"], rows)]
 
 
@@ -356,21 +337,14 @@ def trial_blocks(record: StudyRecord) -> list[Block]:
     """Everything, a row a trial."""
     if not record.rows:
         return ["No trial has begun."]
-    keys = list(dict.fromkeys(key for row in record.rows for key in row.point))
-    decode = list(record.asked["decode"])
-    heads = ["trial", "state", *record.objectives, *keys, *decode, "steps", "seconds", "starts", "why"]
-    rows = [
-        [row.name, row.state, *(row.values.get(name) for name in record.objectives), *(at(row.point, key) for key in keys),
-         *(at(row.outcome.get("decode", {}).get("candidate", {}), key) for key in decode),
-         row.steps, row.outcome.get("seconds"), trial["attempts"], reason(row)]
-        for row, trial in zip(record.rows, record.trials, strict=True)
-    ]  # fmt: skip
+    keys = [*dict.fromkeys(key for row in record.rows for key in row.point), *record.asked["decode"]]
+    heads = ["trial", "state", *record.objectives, *keys, "steps", "seconds", "starts", "why"]
+    rows = []
+    for row in record.rows:
+        found = {key: "none" if value is None else value for key, value in row.settings.items()}  # unlike one that is not there
+        rows.append([row.name, row.state, *map(row.values.get, record.objectives), *map(found.get, keys), row.steps,
+                     row.outcome.get("seconds"), row.told["attempts"], reason(row)])  # fmt: skip
     return ["A click on a column's head sorts by it.", Table(heads, rows)]
-
-
-def at(point: dict[str, Any], key: str) -> Any:
-    """A setting of a point; one that is set to nothing is unlike one that is not there."""
-    return "none" if key in point and point[key] is None else point.get(key)
 
 
 def reason(row: Row) -> str:

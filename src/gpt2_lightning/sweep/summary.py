@@ -190,7 +190,7 @@ def failure_lines(rows: list[Row]) -> list[str]:
 def confirm_lines(rows: list[Row], plan: Plan) -> list[str]:
     """The best and the baseline on fresh seeds: means, deviations, and the p-value of a paired t-test."""
     found = ranking.confirmed(rows, plan.sweep.objectives[0])
-    return [f"{len(found.best)} fresh seeds  {found.shown()}"] if found else []
+    return [f"{found[0]} fresh seeds  {found[1]}"] if found else []
 
 
 def shown(path: Path) -> str:

@@ -12,6 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TextIO
 
+from gpt2_lightning.report.page import duration
+
 __all__ = ["SlotLine", "View"]
 
 DRAW_SECONDS, PLAIN_SECONDS = 0.5, 60.0
@@ -84,10 +86,3 @@ class View:
 def printable(text: str) -> str:
     """The text as one line that moves no cursor, whatever a setting or a failed trial's last words hold."""
     return "".join(c if c.isprintable() else " " for c in text)
-
-
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds, the larger two."""
-    minutes, s = divmod(round(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    return f"{hours} h {m:02d} min" if hours else f"{m} min {s:02d} s" if m else f"{s} s"
