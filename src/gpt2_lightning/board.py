@@ -27,7 +27,7 @@ from tensorboard.plugins.hparams import metadata as hparams_metadata
 from tensorboard.plugins.text import metadata as text_metadata
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-__all__ = ["Board", "Histogram", "Layout", "Metric", "escaped", "events", "open_board", "preformatted"]
+__all__ = ["Board", "Histogram", "Layout", "escaped", "events", "open_board", "preformatted"]
 
 Layout = Mapping[str, Mapping[str, Sequence[str]]]  # category, title of a chart, patterns of the tags in it
 Value = bool | int | float | str
@@ -42,13 +42,6 @@ class Histogram(NamedTuple):
     counts: list[float]
     total: float
     total_of_squares: float
-
-
-class Metric(NamedTuple):
-    """A column of results: the tag it is read from, and what it is."""
-
-    tag: str
-    what: str
 
 
 class Board:
@@ -86,23 +79,29 @@ class Board:
 
     def histograms(self, histograms: Mapping[str, Histogram], step: int) -> None:
         """Histograms by tag."""
-        self.values([Summary.Value(tag=tag, histo=proto(histogram)) for tag, histogram in histograms.items()], step)
+        values = []
+        for tag, (low, edges, counts, total, squares) in histograms.items():
+            limits = {"min": low, "max": edges[-1], "bucket_limit": edges, "bucket": counts}
+            histo = HistogramProto(num=sum(counts), sum=total, sum_squares=squares, **limits)
+            values.append(Summary.Value(tag=tag, histo=histo))
+        self.values(values, step)
 
     def layout(self, layout: Layout, step: int = 0) -> None:
         """The charts of the custom scalars tab; equal ones of several runs are one."""
-        categories = [layout_pb2.Category(title=title, chart=map(chart, *zip(*charts.items(), strict=True)))
-                      for title, charts in layout.items()]  # fmt: skip
-        content = layout_pb2.Layout(category=categories).SerializeToString()
+        shown = layout_pb2.Layout()
+        for category, charts in layout.items():
+            of_category = shown.category.add(title=category).chart
+            for title, tags in charts.items():
+                of_category.add(title=title).multiline.tag.extend(tags)
         plugin = SummaryMetadata.PluginData(plugin_name=layout_metadata.PLUGIN_NAME)
         tag, metadata = layout_metadata.CONFIG_SUMMARY_TAG, SummaryMetadata(plugin_data=plugin)
-        self.values([Summary.Value(tag=tag, metadata=metadata, tensor=string(content))], step)
+        self.values([Summary.Value(tag=tag, metadata=metadata, tensor=string(shown.SerializeToString()))], step)
 
-    def experiment(self, domains: Mapping[str, Sequence[Value]], metrics: Sequence[Metric], began: float) -> None:
-        """Which hyperparameters the trials of a study have, with their values, and which results."""
+    def experiment(self, domains: Mapping[str, Sequence[Value]], metrics: Mapping[str, str], began: float) -> None:
+        """Which hyperparameters the trials of a study have, with their values, and which results: tags and what they are."""
         infos = [hparam_info(name, values) for name, values in domains.items()]
-        named = [
-            api_pb2.MetricInfo(name=api_pb2.MetricName(tag=m.tag), display_name=m.tag, description=m.what) for m in metrics
-        ]
+        named = [api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag), display_name=tag, description=what)
+                 for tag, what in metrics.items()]  # fmt: skip
         experiment = api_pb2.Experiment(hparam_infos=infos, metric_infos=named, time_created_secs=began)
         self.hparams(hparams_metadata.EXPERIMENT_TAG, experiment=experiment)
 
@@ -154,19 +153,6 @@ def string(content: bytes, *shape: int) -> TensorProto:
     """A tensor of one string."""
     dims = [TensorShapeProto.Dim(size=n) for n in shape]
     return TensorProto(dtype=DT_STRING, string_val=[content], tensor_shape=TensorShapeProto(dim=dims))
-
-
-def proto(histogram: Histogram) -> HistogramProto:
-    """A histogram as TensorBoard has it."""
-    low, edges, counts, total, squares = histogram
-    return HistogramProto(
-        min=low, max=edges[-1], num=sum(counts), sum=total, sum_squares=squares, bucket_limit=edges, bucket=counts
-    )
-
-
-def chart(title: str, tags: Sequence[str]) -> Any:
-    """A chart of all tags that begin with one of the patterns."""
-    return layout_pb2.Chart(title=title, multiline=layout_pb2.MultilineChartContent(tag=tags))
 
 
 def value_field(value: Value) -> str:

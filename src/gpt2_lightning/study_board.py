@@ -10,24 +10,25 @@ show every trial twice.
 import json
 import math
 import os
-import socket
 from collections import Counter
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpt2_lightning.board import Board, Layout, Metric, Value, events
+from gpt2_lightning.board import Board, Layout, Value, events
 from gpt2_lightning.metrics import perplexity
+from gpt2_lightning.report.page import write_bytes
+from gpt2_lightning.report.record import OVER
 
 __all__ = ["write_board"]
 
-ENDED = ("complete", "pruned", "failed")
 LOGGED = {
     "val/cross_entropy": "nats a token of the last validation",
     "val/perplexity": "of the last validation",
     "speed/tokens_per_second": "at the last logged step",
 }
+KINDS = {bool: "bool", int: "number", float: "number", type(None): "none"}  # what values are to TensorBoard; others are text
 HUMAN = "generation/human/"
 TAIL = 2**16
 EMPTIED = 16  # files of a study that are kept
@@ -35,7 +36,7 @@ OF_TRIAL = "events.out.tfevents.9999999999.trial"  # behind all that a training 
 CHARTS: Layout = {
     "study": {
         "best so far": ["study/best/"],
-        "trials by state": [f"study/{state}$" for state in ENDED],
+        "trials by state": [f"study/{state}$" for state in OVER],
         "slots in use": ["study/slots_in_use$"],
     }
 }
@@ -51,7 +52,7 @@ class Results(NamedTuple):
 
 def write_board(record: dict[str, Any], folder: Path) -> None:
     """Write all of it for the study in the folder, whose record it is; raises OSError."""
-    ended = [trial for trial in record["trials"] if trial["state"] in ENDED]
+    ended = [trial for trial in record["trials"] if trial["state"] in OVER]
     results = {trial["name"]: trial_results(trial, record, folder) for trial in ended}
     kinds = parameters(ended)
     for trial in ended:
@@ -62,7 +63,7 @@ def write_board(record: dict[str, Any], folder: Path) -> None:
 def parameters(trials: list[Trial]) -> dict[str, bool]:
     """The keys that were searched, and ``state``; whether each is shown as text, as it is where not all values are alike."""
     keys = dict.fromkeys(key for trial in trials for key in point(trial))
-    kinds = {key: {kind(trial_point[key]) for trial_point in map(point, trials) if key in trial_point} for key in keys}
+    kinds = {key: {KINDS.get(type(of[key]), "text") for of in map(point, trials) if key in of} for key in keys}
     return {key: of not in ({"number"}, {"bool"}, {"none", "number"}) for key, of in kinds.items()}
 
 
@@ -71,13 +72,6 @@ def point(trial: Trial) -> dict[str, Any]:
     decode = trial["outcome"].get("decode", {}).get("candidate", {})
     failure = {"failure": trial["class"]} if trial["state"] == "failed" else {}
     return {**trial["point"], **decode, "state": trial["state"], **failure}
-
-
-def kind(value: Any) -> str:
-    """What a value is to TensorBoard."""
-    if isinstance(value, int | float):
-        return "bool" if isinstance(value, bool) else "number"
-    return "none" if value is None else "text"
 
 
 def shown(trial: Trial, kinds: dict[str, bool]) -> dict[str, Value]:
@@ -120,15 +114,15 @@ def is_result(tag: str) -> bool:
     return tag in LOGGED or (tag.startswith("generation/") and not tag.startswith(HUMAN))
 
 
-def columns(results: dict[str, Results], record: dict[str, Any]) -> list[Metric]:
-    """The results that any trial has; the objectives first."""
+def columns(results: dict[str, Results], record: dict[str, Any]) -> dict[str, str]:
+    """The tags of the results that any trial has, the objectives first, and what each is."""
     whats = {"val/best": f"the best of all validations: {', '.join(record['objectives'])}"}
     whats |= {f"objective/{name}": f"what trials are judged by: {way}" for name, way in
               zip(record["objectives"], record["directions"], strict=True)}  # fmt: skip
     whats |= LOGGED
     found = list(dict.fromkeys(tag for of_trial in results.values() for tag in (*of_trial.own, *of_trial.logged)))
     order = [tag for tag in whats if tag in found] + sorted(tag for tag in found if tag not in whats)
-    return [Metric(tag, whats.get(tag, "of text decoded as is best")) for tag in order]
+    return {tag: whats.get(tag, "of text decoded as is best") for tag in order}
 
 
 def write_trial(trial: Trial, folder: Path, study: str, results: Results, kinds: dict[str, bool]) -> None:
@@ -139,14 +133,14 @@ def write_trial(trial: Trial, folder: Path, study: str, results: Results, kinds:
         board.session(f"{trial['name']} ({study})", shown(trial, kinds), trial["state"], began, ended)
         board.scalars(results.own, trial["steps"])
 
-    put(folder / trial["name"] / "tensorboard" / OF_TRIAL, events(write, ended))
+    write_bytes(folder / trial["name"] / "tensorboard" / OF_TRIAL, events(write, ended))
 
 
 def write_study(record: dict[str, Any], folder: Path, results: dict[str, Results], kinds: dict[str, bool]) -> None:
     """The study's run: the columns of the HParams tab, and how the study went."""
     trials = record["trials"]
     latest = max((seconds(trial[at]) for trial in trials for at in ("started", "ended")), default=0.0)
-    rows = [shown(trial, kinds) for trial in trials if trial["state"] in ENDED]
+    rows = [shown(trial, kinds) for trial in trials if trial["state"] in OVER]
     domains = {key: [row[key] for row in rows if key in row] for key in kinds}
 
     def write(board: Board) -> None:
@@ -158,7 +152,7 @@ def write_study(record: dict[str, Any], folder: Path, results: dict[str, Results
             board.scalars(scalars, place)
 
     path = folder / "study" / f"events.out.tfevents.{int(latest):010d}.study"
-    put(path, events(write, latest, purge_step=0))
+    write_bytes(path, events(write, latest, purge_step=0))
     empty_others(path)
 
 
@@ -166,7 +160,7 @@ def empty_others(path: Path) -> None:
     """Earlier files of the study hold nothing any more; a page that is open stands in one, and is lost when that is gone."""
     others = sorted(set(path.parent.glob("events.out.tfevents.*.study")) - {path}, reverse=True)
     for other in others[:EMPTIED]:
-        put(other, events(lambda board: None, 0.0))
+        write_bytes(other, events(lambda board: None, 0.0))
     for other in others[EMPTIED:]:
         other.unlink(missing_ok=True)
 
@@ -183,7 +177,7 @@ def progress(record: dict[str, Any]) -> list[tuple[int, dict[str, float]]]:
                 if name in trial["values"]:
                     best[name] = better(best.get(name, trial["values"][name]), trial["values"][name])
         scalars = {f"study/best/{name}": value for name, value in best.items()}
-        scalars |= {f"study/{state}": float(states[state]) for state in ENDED}
+        scalars |= {f"study/{state}": float(states[state]) for state in OVER}
         found.append((trial["place"], scalars | {"study/slots_in_use": slots_in_use(trial, record["trials"])}))
     return found
 
@@ -198,17 +192,3 @@ def slots_in_use(trial: Trial, trials: list[Trial]) -> float:
 def seconds(at: str | None) -> float:
     """A time of the record in seconds of the epoch; 0 where there is none."""
     return datetime.fromisoformat(at).timestamp() if at else 0.0
-
-
-def put(path: Path, content: bytes) -> None:
-    """Have the file whole or not at all; one that is right already is left as it is."""
-    with suppress(OSError):
-        if path.read_bytes() == content:
-            return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".board.{socket.gethostname()}.{os.getpid()}.partial")  # others may write it, too
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
