@@ -38,7 +38,7 @@ ROOMS = {
     "matplotlib": {"report.charts"},
     "sqlalchemy": {"sweep.storage"},
     "datasets": {"data.hub"},
-    "tensorboard": {"board"},
+    "tensorboard": {"board", "servers"},
     "tiktoken": {"data.tokens"},
     "safetensors": {"checkpoint", "weights"},
     "transformers": set(),
