@@ -32,6 +32,7 @@ from gpt2_lightning.generation.text import Continuation, continue_texts
 from gpt2_lightning.inspection import ROWS, attention_entropy, histogram, histograms
 from gpt2_lightning.metrics import device_peak_flops, flops_per_token
 from gpt2_lightning.module import GPT2Module
+from gpt2_lightning.report.page import duration
 from gpt2_lightning.settings.generate import GenerateConfig
 
 __all__ = ["Dashboard", "Progress", "RunLog"]
@@ -121,13 +122,6 @@ class Progress:
         self.stream.flush()
 
 
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds, the larger two."""
-    minutes, s = divmod(round(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    return f"{hours} h {m:02d} min" if hours else f"{m} min {s:02d} s" if m else f"{s} s"
-
-
 class Dashboard(Callback):
     """Collects the numbers of a run as it trains. Rank 0 writes; the other ranks take part in the means.
 
@@ -187,7 +181,9 @@ class Dashboard(Callback):
         """What TensorBoard is told at every start: the charts, the settings and the command; of a new run the stream, too."""
         shown = dict(CHARTS)
         shown |= {"generation": GENERATION} if len(self.rows) else {}
-        shown |= {"attention": attention_charts(self.config.model.n_layer)} if self.config.board.attention_entropy else {}
+        if self.config.board.attention_entropy:
+            layers = range(self.config.model.n_layer)
+            shown["attention"] = {f"nats of each head, layer {i:02d}": [rf"attention/h\.{i:02d}/"] for i in layers}
         words = take_storage(sys.argv[1:])[0]
         with log.writing():
             log.board.layout(shown, step)
@@ -213,22 +209,23 @@ class Dashboard(Callback):
             log.board.histograms({tag: one for tag, one in found.items() if one}, 0)
 
     def is_last(self, trainer: Trainer, step: int) -> bool:
-        """Whether the run ends with this step."""
-        return step == self.max_steps or (self.data.finite and self.all_ended(trainer))
+        """Whether the run ends with this step: it is the last, or every rank has read its corpora to their end."""
+        if step == self.max_steps or not self.data.finite or not self.data.loader:
+            return step == self.max_steps
+        return trainer.strategy.reduce_boolean_decision(self.data.loader.ended, all=True)
 
     def log_step(self, trainer: Trainer, module: GPT2Module, step: int, last: bool) -> None:
-        """At every ``log_every``-th step and the last, write a line."""
+        """At every ``log_every``-th step and the last, write a line of the metrics since the one before."""
         if (step % self.log_every == 0 or last) and step > self.logged_step:
-            self.write_training(trainer, module, step)
+            metrics = module.training_metrics() | self.speed(trainer, module, step)
+            self.logged_step = step
+            if self.run_log and self.progress:
+                self.run_log.write(step, step * self.tokens_per_step, metrics)
+                self.progress.show(step, metrics, (self.max_steps - step) * self.seconds_per_step)
         every = self.config.board.histograms_every
         if self.run_log and every and step % every == 0:
             with self.paused(), self.run_log.writing():
                 self.run_log.board.histograms(histograms(module.decoder), step)
-
-    def all_ended(self, trainer: Trainer) -> bool:
-        """Whether every rank has read its corpora to their end."""
-        assert self.data.loader
-        return trainer.strategy.reduce_boolean_decision(self.data.loader.ended, all=True)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         """The decoder for the last samples, while the ranks are there; the trace is written when the profiler stops."""
@@ -237,16 +234,6 @@ class Dashboard(Callback):
             self.decoder = module.whole_decoder()
         if self.profiler:
             self.profiler.stop()
-
-    def write_training(self, trainer: Trainer, module: GPT2Module, step: int) -> None:
-        """The metrics since the last line."""
-        metrics = module.training_metrics()
-        metrics |= self.speed(trainer, module, step)
-        self.logged_step = step
-        if self.run_log:
-            self.run_log.write(step, step * self.tokens_per_step, metrics)
-        if self.progress:
-            self.progress.show(step, metrics, (self.max_steps - step) * self.seconds_per_step)
 
     def speed(self, trainer: Trainer, module: GPT2Module, step: int) -> dict[str, float]:
         """How fast the steps since the last line were, and what they held."""
@@ -284,34 +271,24 @@ class Dashboard(Callback):
 
     def log_validation(self, step: int, module: GPT2Module) -> None:
         """Write the validation's metrics."""
-        metrics = module.validation
+        metrics, config = module.validation, self.config
         self.validation = dict(metrics)
-        decoder = module.whole_decoder() if self.asks_the_decoder() else module.decoder
-        if self.run_log:
-            self.measured = self.generated(decoder) | self.judged(decoder, step)
+        texts = len(self.rows) > 0 or len(self.records.held_out) > 0
+        alone = texts or config.samples.at_validation or config.board.attention_entropy  # rank 0 uses the decoder by itself
+        decoder = module.whole_decoder() if alone else module.decoder
+        if self.run_log and self.progress:
+            asked = self.rows, config.sampler, config.samples.max_new_tokens, config.seed
+            self.measured = measure_generation(decoder, *asked) if len(self.rows) else {}
+            self.measured |= self.judged(decoder, step)
             self.validation |= {name: value for name, value in self.measured.items() if name.startswith("task/")}
             self.run_log.write(step, step * self.tokens_per_step, metrics | self.measured)
-            if self.config.samples.at_validation:
+            if config.samples.at_validation:
                 self.show_samples(self.continuations(decoder), step)
-            if self.config.board.attention_entropy:
+            if config.board.attention_entropy:
                 self.show_attention(decoder, step)
-        if self.progress:
             values = f"{metrics['val/cross_entropy']:.4f} nats, {metrics['val/bits_per_byte']:.4f} bits per byte"
             judged = "".join(f", {k[5:]} {v:.4g}" for k, v in self.measured.items() if k.startswith("task/"))
             self.progress.note(f"step {step}: validation {values}{judged}")
-
-    def asks_the_decoder(self) -> bool:
-        """Whether rank 0 uses the decoder by itself after a validation."""
-        config = self.config
-        texts = len(self.rows) > 0 or len(self.records.held_out) > 0
-        return texts or config.samples.at_validation or config.board.attention_entropy
-
-    def generated(self, decoder: Decoder) -> dict[str, float]:
-        """The measures of generated text, where they are asked for."""
-        if not len(self.rows):
-            return {}
-        length, seed = self.config.samples.max_new_tokens, self.config.seed
-        return measure_generation(decoder, self.rows, self.config.sampler, length, seed)
 
     def judged(self, decoder: Decoder, step: int) -> dict[str, float]:
         """What the task measures on held-out records; what it shows goes to TensorBoard, what it keeps to task.json."""
@@ -363,11 +340,6 @@ class Dashboard(Callback):
             self.show_samples(found, self.logged_step)
         self.run_log.close()
         return text
-
-
-def attention_charts(n_layer: int) -> dict[str, list[str]]:
-    """A chart for each layer, all its heads in it."""
-    return {f"nats of each head, layer {i:02d}": [rf"attention/h\.{i:02d}/"] for i in range(n_layer)}
 
 
 def profile_into(folder: Path) -> Any:
