@@ -28,25 +28,17 @@ SAYING = {"running": "is running", "finished": "is finished", "unfinished": "is 
 
 def study_page(record: StudyRecord, place: str) -> Page:
     """The page of a study whose folder is called ``place`` where its commands are typed."""
-    study = charts.rebuilt(record)
-    tried = [t.params for t in study.get_trials(deepcopy=False) if t.state.name == "COMPLETE" and t.params]
-    importance, order = importance_blocks(record, study, len(tried))
-    few: list[Block] = ["Nothing to draw: it takes two complete trials."] if len(tried) < 2 else []
+    failed = [[why, n, row.name, reason] for why, n, row, reason in failures(record.rows)]
     sections = [
         Section("What was asked", asked_blocks(record)),
         Section("State", state_blocks(record)),
         Section("Best against baseline", best_blocks(record)),
         Section("Reproduce the best", reproduce_blocks(record, place)),
-        Section("Optimization history", history_blocks(record, study)),
-        Section("Importance", importance),
-        *([Section("Pareto front", front_blocks(record, study))] if len(record.objectives) > 1 else []),
-        Section("Parallel coordinates", few or parallel_blocks(record, study)),
-        Section("Slices", few or slice_blocks(record, study, order, tried)),
-        Section("Contour", contour_blocks(record, study, order)),
+        *plots(record),
         Section("Decoding", decode_blocks(record)),
         Section("Curves of the trials", curve_blocks(record)),
         Section("Slots", slot_blocks(record)),
-        Section("Failures", failure_blocks(record)),
+        Section("Failures", [Table(["class", "trials", "such as", "its reason"], failed) if failed else "No trial failed."]),
         Section("Budget", budget_blocks(record)),
         Section("All trials", trial_blocks(record)),
     ]
@@ -162,6 +154,29 @@ def reproduce_blocks(record: StudyRecord, place: str) -> list[Block]:
     return [*first, Verbatim(command)]
 
 
+def plots(record: StudyRecord) -> list[Section]:
+    """What Optuna draws: values over trials, which settings matter, and values over all settings, over each and over two."""
+    study, first, aim = charts.rebuilt(record), record.objectives[0], charts.target(record)
+    tried = [t.params for t in study.get_trials(deepcopy=False) if t.state.name == "COMPLETE" and t.params]
+    few: list[Block] = ["Nothing to draw: it takes two complete trials."] if len(tried) < 2 else []
+    importance, order = importance_blocks(record, study, len(tried))
+    lines = "Each line is a complete trial, through its value and its settings; the darker, the better."
+    params = [name for name in order if any(name in params for params in tried)][:MOST_SLICES]
+    over = f"{first} of the complete trials over one parameter each; the darker the point, the later the trial."
+    over += f" The {MOST_SLICES} most important are shown." if len(order) > MOST_SLICES else ""
+    pair = charts.pair(study, order, FEWEST)  # beta by learning rate, or the two most important numbers
+    between = f"{first} between the complete trials, the points: an interpolation, and a guess far from them."
+    none = f"Nothing to draw: it takes two numbers that vary together in {FEWEST} complete trials."
+    return [
+        Section("Optimization history", history_blocks(record, study)),
+        Section("Importance", importance),
+        *([Section("Pareto front", [front(record, study)])] if len(record.objectives) > 1 else []),
+        Section("Parallel coordinates", few or [drawn(study, "parallel", "parallel_coordinate", lines, **aim)]),
+        Section("Slices", few or [drawn(study, "slices", "slice", over, params=params, **aim)]),
+        Section("Contour", [drawn(study, "contour", "contour", between, params=pair, **aim) if pair else none]),
+    ]
+
+
 def drawn(study: Study, name: str, what: str, caption: str, **options: Any) -> Block:
     """What Optuna draws of the study, or the reason why it cannot."""
     try:
@@ -198,37 +213,14 @@ def importance_blocks(record: StudyRecord, study: Study, complete: int) -> tuple
     return [charts.of_optuna("importance", caption, "param_importances", study, **options)], order
 
 
-def front_blocks(record: StudyRecord, study: Study) -> list[Block]:
+def front(record: StudyRecord, study: Study) -> Block:
     """The front of two or three objectives."""
     if len(record.objectives) > 3:
-        return [f"A front of {len(record.objectives)} objectives cannot be drawn; its trials are in the tables."]
+        return f"A front of {len(record.objectives)} objectives cannot be drawn; its trials are in the tables."
     if not record.best:
-        return ["Nothing to draw: no trial is complete."]
+        return "Nothing to draw: no trial is complete."
     caption = "Each point is a complete trial; of those on the front, no other is better in every objective."
-    return [drawn(study, "front", "pareto_front", caption, target_names=record.objectives)]
-
-
-def parallel_blocks(record: StudyRecord, study: Study) -> list[Block]:
-    """Each trial a line."""
-    caption = "Each line is a complete trial, through its value and its settings; the darker, the better."
-    return [drawn(study, "parallel", "parallel_coordinate", caption, **charts.target(record))]
-
-
-def slice_blocks(record: StudyRecord, study: Study, order: list[str], tried: list[dict[str, Any]]) -> list[Block]:
-    """The value over each parameter."""
-    params = [name for name in order if any(name in params for params in tried)][:MOST_SLICES]
-    caption = f"{record.objectives[0]} of the complete trials over one parameter each; the darker the point, the later the"
-    caption += f" trial. The {MOST_SLICES} most important are shown." if len(order) > MOST_SLICES else " trial."
-    return [drawn(study, "slices", "slice", caption, params=params, **charts.target(record))]
-
-
-def contour_blocks(record: StudyRecord, study: Study, order: list[str]) -> list[Block]:
-    """beta by learning rate, or the two most important numbers."""
-    pair = charts.pair(study, order, FEWEST)
-    if not pair:
-        return [f"Nothing to draw: it takes two numbers that vary together in {FEWEST} complete trials."]
-    caption = f"{record.objectives[0]} between the complete trials, the points: an interpolation, and a guess far from them."
-    return [drawn(study, "contour", "contour", caption, params=pair, **charts.target(record))]
+    return drawn(study, "front", "pareto_front", caption, target_names=record.objectives)
 
 
 def decode_blocks(record: StudyRecord) -> list[Block]:
@@ -314,12 +306,6 @@ def slot_blocks(record: StudyRecord) -> list[Block]:
     if not spans:
         return ["Nothing to draw: no trial has begun."]
     return [charts.timeline("Each bar is a trial in its slot; white between them is time in which the slot was idle.", spans)]
-
-
-def failure_blocks(record: StudyRecord) -> list[Block]:
-    """What failed, and why."""
-    rows = [[why, n, row.name, reason] for why, n, row, reason in failures(record.rows)]
-    return [Table(["class", "trials", "such as", "its reason"], rows)] if rows else ["No trial failed."]
 
 
 def budget_blocks(record: StudyRecord) -> list[Block]:
