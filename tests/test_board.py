@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -105,6 +106,18 @@ def test_equal_events_are_equal_bytes() -> None:
         board.session("s/trial-000", {"lr": 0.1, "on": True, "by": "x"}, "complete", 1.0, 2.0)
 
     assert events(write, 5.0) == events(write, 5.0) != events(write, 6.0)
+
+
+SESSION = """
+from gpt2_lightning.board import events
+settings = {f"key{i}": i / 3 for i in range(12)}
+print(events(lambda board: board.session("trial", settings, "complete", 1.0, 2.0), 3.0).hex())
+"""
+
+
+def test_equal_rows_of_trials_are_equal_bytes_in_every_process() -> None:
+    said = [subprocess.run([sys.executable, "-c", SESSION], capture_output=True, check=True).stdout for _ in range(2)]
+    assert said[0] == said[1] and b"key11".hex().encode() in said[0]
 
 
 def test_a_histogram_comes_back(tmp_path: Path) -> None:

@@ -116,7 +116,9 @@ class Board:
 
     def hparams(self, tag: str, **content: Any) -> None:
         """A message for the HParams tab."""
-        metadata = hparams_metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(**content))
+        data = plugin_data_pb2.HParamsPluginData(version=hparams_metadata.PLUGIN_DATA_VERSION, **content)
+        of_plugin = {"plugin_name": hparams_metadata.PLUGIN_NAME, "content": data.SerializeToString(deterministic=True)}
+        metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(**of_plugin))
         self.values([Summary.Value(tag=tag, metadata=metadata, tensor=hparams_metadata.NULL_TENSOR)], 0)
 
     def close(self) -> None:
