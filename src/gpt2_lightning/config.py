@@ -88,7 +88,6 @@ class RunConfig(Settings):
         if self.init is not None and self.init in RELEASED:
             require_fit(self.init, self.model, RELEASED[self.init].shape)
         self.task.check_beside(self.data, self.model)
-        self.trainer.check_beside(self.optimizer, self.board)
         if self.trainer.nodes and self.trainer.devices:
             self.trainer.accumulation(self.data.batch_size, self.model.block_size, self.trainer.ranks)
         for key in self.resume_allow:

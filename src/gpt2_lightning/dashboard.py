@@ -223,9 +223,12 @@ class Dashboard(Callback):
                 self.run_log.write(step, step * self.tokens_per_step, metrics)
                 self.progress.show(step, metrics, (self.max_steps - step) * self.seconds_per_step)
         every = self.config.board.histograms_every
-        if self.run_log and every and step % every == 0:
-            with self.paused(), self.run_log.writing():
-                self.run_log.board.histograms(histograms(module.decoder), step)
+        if every and step % every == 0 and (self.run_log or module.sharded):
+            with self.paused():
+                found = histograms(module.decoder)
+                if self.run_log:
+                    with self.run_log.writing():
+                        self.run_log.board.histograms(found, step)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         """The decoder for the last samples, while the ranks are there; the trace is written when the profiler stops."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gpt2_lightning.board import Histogram
 from gpt2_lightning.decoder import Decoder, visible
+from gpt2_lightning.shards import undivided
 
 __all__ = ["ROWS", "attention_entropy", "histogram", "histograms"]
 
@@ -26,7 +27,7 @@ ROWS, TOKENS = 4, 256  # of a batch whose attention is looked at
 def histograms(decoder: Decoder) -> dict[str, Histogram]:
     """``weights/PART`` and ``gradients/PART`` of the embeddings and of each layer's attention and MLP.
 
-    Gradients are those of the step before, clipped, where there are any.
+    Gradients are those of the step before, clipped, where there are any. Of a sharded decoder all ranks call it together.
     """
     found = {}
     for name, weights in parts(decoder).items():
@@ -46,9 +47,9 @@ def parts(decoder: Decoder) -> dict[str, list[Tensor]]:
 
 @torch.no_grad()
 def histogram(tensors: Iterable[Tensor]) -> Histogram | None:
-    """Of evenly spaced values of all of them; None where none is finite."""
+    """Of evenly spaced values of all of them, of which one at a time is whole; None where none is finite."""
     given = list(tensors)
-    values = torch.cat([thinned(t.detach(), MOST_VALUES // len(given)) for t in given]) if given else torch.empty(0)
+    values = torch.cat([thinned(undivided(t.detach()), MOST_VALUES // len(given)) for t in given]) if given else torch.empty(0)
     values = values[values.isfinite()].double()
     if not len(values):
         return None

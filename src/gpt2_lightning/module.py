@@ -61,7 +61,8 @@ class GPT2Module(LightningModule):
         self.trained = list(self.decoder.parameters())  # gathering them anew costs a nano model's step a twentieth
         self.n_parameters = sum(p.numel() for p in self.trained)
         self.divided = config.trainer.accumulate * config.trainer.ranks > 1  # a step into several batches
-        self.train_objective = torch.compile(self.objective) if config.trainer.compile else self.objective
+        compiled = config.trainer.compile and not self.sharded  # a sharded decoder's blocks are, each by itself
+        self.train_objective = torch.compile(self.objective) if compiled else self.objective
 
     @property
     def sharded(self) -> bool:
@@ -71,7 +72,8 @@ class GPT2Module(LightningModule):
     def configure_model(self) -> None:
         """Keep this rank's part of the decoder, where that is asked for."""
         if self.sharded:
-            shard(self.decoder, list(self.decoder.h), self.device_mesh["data_parallel"])  # type: ignore[index]
+            mesh = self.device_mesh["data_parallel"]  # type: ignore[index]
+            shard(self.decoder, list(self.decoder.h), mesh, self.config.trainer.compile)
             self.trained = list(self.decoder.parameters())
 
     def whole_decoder(self) -> Decoder:

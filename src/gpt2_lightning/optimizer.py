@@ -7,10 +7,11 @@ function of the step.
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, Adafactor, Adam, AdamW, Optimizer
 
 from gpt2_lightning.settings.optimizer import (
@@ -22,7 +23,7 @@ from gpt2_lightning.settings.optimizer import (
     ScheduleConfig,
     SGDConfig,
 )
-from gpt2_lightning.shards import is_sharded
+from gpt2_lightning.shards import is_sharded, own_part, own_rows, shared_out, sum_of_parts
 
 __all__ = ["build_optimizer", "decay_groups", "schedule_factor", "set_learning_rate"]
 
@@ -34,7 +35,7 @@ def build_optimizer(config: OptimizerConfig, decoder: nn.Module, fused: bool = T
 
     ``fused=False`` is for float16 with a gradient scaler, where a fused step would unscale after the clipping.
     """
-    groups = decay_groups(decoder, config.weight_decay, config.decay_all)
+    groups, sharded = decay_groups(decoder, config.weight_decay, config.decay_all), any(map(is_sharded, decoder.parameters()))
     match config:
         case MuonConfig():
             return Muon(config, decoder, fused)
@@ -43,9 +44,10 @@ def build_optimizer(config: OptimizerConfig, decoder: nn.Module, fused: bool = T
         case AdamConfig():
             return Adam(groups, lr=config.lr, betas=pair(config.betas), eps=config.eps, fused=fused)
         case AdafactorConfig():
-            return Adafactor(groups, lr=config.lr, beta2_decay=config.beta2_decay, d=config.clip_threshold)
+            kind = ShardedAdafactor if sharded else Adafactor
+            return kind(groups, lr=config.lr, beta2_decay=config.beta2_decay, d=config.clip_threshold)
         case SGDConfig():
-            fused = fused and not any(map(is_sharded, decoder.parameters()))  # torch has no fused SGD of sharded tensors
+            fused = fused and not sharded  # torch has no fused SGD of sharded tensors
             return SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
     raise TypeError(f"no optimizer for {type(config).__name__}")
 
@@ -77,8 +79,10 @@ class Muon(Optimizer):
 
     def __init__(self, config: MuonConfig, decoder: nn.Module, fused: bool = True) -> None:
         named = [(name, p) for name, p in decoder.named_parameters() if p.requires_grad]
-        muon = torch.optim.Muon(
-            [p for name, p in named if is_matrix(name, p)],
+        matrices = [p for name, p in named if is_matrix(name, p)]
+        kind = ShardedMuon if any(map(is_sharded, matrices)) else torch.optim.Muon
+        muon = kind(
+            matrices,
             lr=config.lr,
             weight_decay=config.weight_decay,
             momentum=config.momentum,
@@ -101,10 +105,7 @@ class Muon(Optimizer):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """One step of both; the closure is called once."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         for part in self.parts:
             part.step()
         self.state.update({p: s for part in self.parts for p, s in part.state.items()})
@@ -119,6 +120,114 @@ class Muon(Optimizer):
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
         self.join()
+
+
+class ShardedMuon(torch.optim.Muon):
+    """torch's Muon of matrices of which each rank holds rows, with its state; each matrix is orthogonalised on one rank.
+
+    As many at a time as there are ranks, of about one size, so that no rank waits long for another (as Ahn et al. 2025).
+    """
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        """One step; all ranks call it together."""
+        for group in self.param_groups:
+            held = sorted((p for p in group["params"] if p.grad is not None), key=Tensor.numel)
+            ranks = held[0].device_mesh.size() if held else 1  # type: ignore[attr-defined]
+            for i in range(0, len(held), ranks):
+                some = held[i : i + ranks]
+                changes = shared_out(partial(muon_change, group), [self.momentum(p, group["momentum"]) for p in some])
+                for p, change in zip(some, changes, strict=True):
+                    own_part(p).mul_(1 - group["lr"] * group["weight_decay"]).add_(change)
+
+    def momentum(self, p: Tensor, factor: float) -> Tensor:
+        """This rank's part of the matrix to orthogonalise: the gradient and Nesterov's momentum."""
+        assert p.grad is not None
+        state = self.state[p]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(p.grad)
+        return p.grad.lerp(state["momentum_buffer"].lerp_(p.grad, 1 - factor), factor)
+
+
+def muon_change(group: dict[str, Any], matrix: Tensor) -> Tensor:
+    """What torch's Muon adds to a parameter for a matrix that has its momentum: its step from 0."""
+    p = nn.Parameter(torch.zeros_like(matrix))
+    p.grad = matrix
+    torch.optim.Muon([group | {"params": [p], "momentum": 0.0, "nesterov": False, "weight_decay": 0.0}]).step()
+    return p.detach()
+
+
+class ShardedAdafactor(Adafactor):
+    """torch's Adafactor of parameters of which each rank holds rows; all have the moments of rows and columns whole.
+
+    It asks the ranks for two sums a step, of all parameters together.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One step; all ranks call it together."""
+        loss = evaluated(closure)
+        for group in self.param_groups:
+            if held := [p for p in group["params"] if p.grad is not None]:
+                self.change(held, group)
+        return loss
+
+    def change(self, held: list[Tensor], group: dict[str, Any]) -> None:
+        """Step the parameters of a group, as far as they scale with their own size and their update's."""
+        own = [squares(p) for p in held]
+        sums = sum_of_parts(torch.cat(own), held).split([len(s) for s in own])
+        updates = [self.update(p, of_p, group["beta2_decay"]) for p, of_p in zip(held, sums, strict=True)]
+        sizes = sum_of_parts(torch.stack([u.float().square().sum() for u in updates]), held)
+        for p, update, of_p, size in zip(held, updates, sums, sizes, strict=True):
+            rate = min(group["lr"], float(self.state[p]["step"]) ** -0.5)
+            scale = (of_p[0] / p.numel()).sqrt().clamp(min=group["eps"][1]) / ((size / p.numel()).sqrt() / group["d"]).clamp(
+                min=1
+            )
+            own_part(p).mul_(1 - group["lr"] * group["weight_decay"]).sub_(update * (rate * scale).to(p.dtype))
+
+    def update(self, p: Tensor, sums: Tensor, beta2_decay: float) -> Tensor:
+        """This rank's part of the gradient over the root of its second moment, which takes the new squares in."""
+        assert p.grad is not None
+        state, eps = self.state[p], torch.finfo(p.dtype).eps
+        if not state:
+            state.update(empty_moments(p))
+        state["step"] += 1
+        share = float(state["step"]) ** beta2_decay
+        if p.ndim == 1:
+            moment = own_part(state["variance"].lerp_(p.grad * p.grad, share))
+        else:
+            rows, columns = sums[1:].to(p.dtype).split(list(p.shape))
+            row = state["row_var"].lerp_(rows[:, None] / p.shape[1], share)
+            column = state["col_var"].lerp_(columns[None] / p.shape[0], share)
+            moment = row[own_rows(p)] @ column / row.mean().clamp(min=eps)
+        return own_part(p.grad) * moment.clamp(min=eps * eps).rsqrt()
+
+
+def empty_moments(p: Tensor) -> dict[str, Tensor]:
+    """Adafactor's state before the first step."""
+    step, own = torch.tensor(0.0), own_part(p)
+    if p.ndim == 1:
+        return {"step": step, "variance": torch.zeros_like(p)}
+    return {"step": step, "row_var": own.new_zeros(p.shape[0], 1), "col_var": own.new_zeros(1, p.shape[1])}
+
+
+def squares(p: Tensor) -> Tensor:
+    """This rank's sum of the parameter's squares, and of a matrix its gradient's by row, 0 for others' rows, and by column."""
+    assert p.grad is not None
+    found = [own_part(p).float().square().sum()[None]]
+    if p.ndim > 1:
+        of_gradient, rows = own_part(p.grad).float().square(), found[0].new_zeros(p.shape[0])
+        rows[own_rows(p)] = of_gradient.sum(1)
+        found += [rows, of_gradient.sum(0)]
+    return torch.cat(found)
+
+
+def evaluated(closure: Callable[[], Any] | None) -> Any:
+    """The loss that a step is called with, and its gradients; None without a closure."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
 
 
 def schedule_factor(step: int, config: ScheduleConfig, max_steps: int) -> float:

@@ -6,14 +6,17 @@ One number: 2 all-gathers of a block's weights for each batch, 1 reduce-scatter 
 the norms and products of DTensors themselves, which gather what a sum over the ranks answers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-__all__ = ["allotted", "gathered", "is_sharded", "own_part", "own_parts_of", "shard", "sum_of_parts"]
+__all__ = [
+    "allotted", "gathered", "is_sharded", "own_part", "own_parts_of", "own_rows", "shard", "shared_out", "sum_of_parts",
+    "undivided",
+]  # fmt: skip
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -35,11 +38,43 @@ def sum_of_parts(value: Tensor, tensors: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def shard(decoder: nn.Module, blocks: Sequence[nn.Module], mesh: Any) -> None:
+def rows_of_ranks(tensor: Tensor) -> list[int]:
+    """How many rows of a sharded tensor each rank holds: as torch.chunk divides them, the last ones fewer or none."""
+    ranks, n = tensor.device_mesh.size(), tensor.shape[0]  # type: ignore[attr-defined]
+    most = -(-n // ranks)
+    return [max(0, min(most, n - rank * most)) for rank in range(ranks)]
+
+
+def own_rows(tensor: Tensor) -> slice:
+    """Which rows of a sharded tensor are this rank's."""
+    rank, rows = tensor.device_mesh.get_local_rank(), rows_of_ranks(tensor)  # type: ignore[attr-defined]
+    return slice(sum(rows[:rank]), sum(rows[: rank + 1]))
+
+
+def shared_out(do: Callable[[Tensor], Tensor], matrices: Sequence[Tensor]) -> list[Tensor]:
+    """This rank's part of ``do(matrix)``, which is of the same shape, for sharded matrices, no more of them than ranks.
+
+    Rank i alone makes the i-th whole and does it: all ranks work at once, and each receives one matrix, and its parts back.
+    """
+    mesh, parts = matrices[0].device_mesh, [own_part(m) for m in matrices]  # type: ignore[attr-defined]
+    rank, group = mesh.get_local_rank(), mesh.get_group()
+    there = [part.numel() for part in parts] + [0] * (mesh.size() - len(parts))
+    here = [n * matrices[rank].shape[1] for n in rows_of_ranks(matrices[rank])] if rank < len(parts) else [0] * mesh.size()
+    sent, whole = torch.cat([part.flatten() for part in parts]), parts[0].new_empty(sum(here))
+    dist.all_to_all_single(whole, sent, here, there, group=group)
+    if rank < len(parts):
+        whole = do(whole.view(matrices[rank].shape)).flatten()
+    dist.all_to_all_single(sent, whole, there, here, group=group)
+    return [done.view_as(part) for done, part in zip(sent.split(there[: len(parts)]), parts, strict=True)]
+
+
+def shard(decoder: nn.Module, blocks: Sequence[nn.Module], mesh: Any, compiled: bool = False) -> None:
     """Leave each rank its part of every parameter; the blocks are gathered one at a time, the rest once a batch."""
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     for block in blocks:
+        if compiled:
+            block.compile()
         fully_shard(block, mesh=mesh)
     fully_shard(decoder, mesh=mesh)
     register_fsdp_forward_method(decoder, "hidden")
@@ -54,8 +89,13 @@ def gather(tensor: Tensor, keep: bool) -> Tensor | None:
     """One tensor, whole, on the CPU; None where it is not to be kept."""
     if not is_sharded(tensor):
         return tensor
-    whole = tensor.full_tensor()  # type: ignore[attr-defined]
+    whole = undivided(tensor)
     return whole.cpu() if keep else None
+
+
+def undivided(tensor: Tensor) -> Tensor:
+    """One tensor, whole on every rank, which all call together."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def allotted(tree: Any, rank: int, ranks: int, prefix: str = "") -> tuple[Any, dict[str, Tensor]]:

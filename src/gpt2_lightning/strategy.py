@@ -22,6 +22,8 @@ from gpt2_lightning.world import World
 
 __all__ = ["Started", "choose_strategy"]
 
+WHOLE = ("row_var", "col_var")  # Adafactor's moments, which every rank has of all rows, be there only one
+
 
 def choose_strategy(config: TrainerConfig) -> Strategy | str:
     """The strategy of so many ranks."""
@@ -94,7 +96,7 @@ def divided(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
     """An optimizer's state with this rank's part of what is as large as its parameter; fused only if this optimizer is."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     parts = {
-        i: {k: own_parts_of(v, parameters[i]) if isinstance(v, Tensor) else v for k, v in held.items()}
+        i: {k: own_parts_of(v, parameters[i]) if isinstance(v, Tensor) and k not in WHOLE else v for k, v in held.items()}
         for i, held in state["state"].items()
     }
     own = [{"fused": group["fused"]} if "fused" in group else {} for group in optimizer.param_groups]

@@ -4,12 +4,10 @@ import re
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from gpt2_lightning.settings.optimizer import OptimizerConfig
 from gpt2_lightning.settings.setting import Settings, setting
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed")
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_.=+-]{0,127}"
-WHOLE = ("adafactor", "muon")  # optimizers whose step is made of whole matrices
 POLICIES = ("stop", "skip", "rewind")
 
 
@@ -49,16 +47,6 @@ class TrainerConfig(Settings):
             raise self.refuse("accumulate", "follows from trainer.batch_tokens", "Set one of the two")
         if self.strategy == "fsdp" and self.precision == "16-mixed":
             raise self.refuse("precision", "cannot be had with trainer.strategy=fsdp", "Set trainer.precision=bf16-mixed")
-        if self.strategy == "fsdp" and self.compile:
-            raise self.refuse("compile", "cannot be had with trainer.strategy=fsdp", "Set trainer.compile=false")
-
-    def check_beside(self, optimizer: OptimizerConfig, board: "BoardConfig") -> None:
-        """What needs whole parameters is not for ranks that hold parts of them."""
-        rule = "needs whole parameters, of which trainer.strategy=fsdp leaves each rank a part"
-        if self.strategy == "fsdp" and optimizer.name in WHOLE:
-            raise optimizer.refuse("name", rule, "Set trainer.strategy=ddp, or optimizer=adamw")
-        if self.strategy == "fsdp" and board.histograms_every is not None:
-            raise board.refuse("histograms_every", rule, "Set board.histograms_every=null")
 
     def accumulation(self, batch_size: int, block_size: int, ranks: int) -> int:
         """Batches a rank and step; raises ConfigError where ``batch_tokens`` cannot be made of whole ones."""
