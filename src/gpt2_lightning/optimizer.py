@@ -125,7 +125,8 @@ class Muon(Optimizer):
 class ShardedMuon(torch.optim.Muon):
     """torch's Muon of matrices of which each rank holds rows, with its state; each matrix is orthogonalised on one rank.
 
-    As many at a time as there are ranks, of about one size, so that no rank waits long for another (as Ahn et al. 2025).
+    As many at a time as there are ranks, of about one size, so that no rank waits long (as Ahn et al. 2025 share it out).
+    Choice not taken: torch's own of DTensors, which gathers in every product, and rounds sums over ranks to bfloat16.
     """
 
     @torch.no_grad()
@@ -158,9 +159,9 @@ def muon_change(group: dict[str, Any], matrix: Tensor) -> Tensor:
 
 
 class ShardedAdafactor(Adafactor):
-    """torch's Adafactor of parameters of which each rank holds rows; all have the moments of rows and columns whole.
+    """torch's Adafactor, which fails on DTensors: a rank holds rows of a parameter, and the moments of rows and columns whole.
 
-    It asks the ranks for two sums a step, of all parameters together.
+    It asks the ranks for two sums a step and group, of all parameters together.
     """
 
     @torch.no_grad()
@@ -173,17 +174,16 @@ class ShardedAdafactor(Adafactor):
         return loss
 
     def change(self, held: list[Tensor], group: dict[str, Any]) -> None:
-        """Step the parameters of a group, as far as they scale with their own size and their update's."""
+        """Step the parameters of a group, each in proportion to its root mean square, updates above the threshold cut to it."""
         own = [squares(p) for p in held]
         sums = sum_of_parts(torch.cat(own), held).split([len(s) for s in own])
         updates = [self.update(p, of_p, group["beta2_decay"]) for p, of_p in zip(held, sums, strict=True)]
         sizes = sum_of_parts(torch.stack([u.float().square().sum() for u in updates]), held)
         for p, update, of_p, size in zip(held, updates, sums, sizes, strict=True):
             rate = min(group["lr"], float(self.state[p]["step"]) ** -0.5)
-            scale = (of_p[0] / p.numel()).sqrt().clamp(min=group["eps"][1]) / ((size / p.numel()).sqrt() / group["d"]).clamp(
-                min=1
-            )
-            own_part(p).mul_(1 - group["lr"] * group["weight_decay"]).sub_(update * (rate * scale).to(p.dtype))
+            scale, excess = (of_p[0] / p.numel()).sqrt(), (size / p.numel()).sqrt() / group["d"]
+            factor = rate * scale.clamp(min=group["eps"][1]) / excess.clamp(min=1)
+            own_part(p).mul_(1 - group["lr"] * group["weight_decay"]).sub_(update * factor.to(p.dtype))
 
     def update(self, p: Tensor, sums: Tensor, beta2_decay: float) -> Tensor:
         """This rank's part of the gradient over the root of its second moment, which takes the new squares in."""
