@@ -1,15 +1,22 @@
 """Schedules are functions of the step; every optimizer groups, steps and restores as it should."""
 
+import multiprocessing
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor.debug import CommDebugMode
 
 from gpt2_lightning.decoder import Decoder, DecoderConfig
 from gpt2_lightning.optimizer import build_optimizer, decay_groups, schedule_factor, set_learning_rate
 from gpt2_lightning.settings.optimizer import OPTIMIZERS, ScheduleConfig
+from gpt2_lightning.shards import own_parts_of, shard, undivided
 
 TINY = DecoderConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=50)
+UNEVEN = DecoderConfig(n_layer=2, n_head=2, n_embd=34, block_size=7, vocab_size=50)  # 3 ranks have unequally many rows
 
 
 @pytest.mark.parametrize("shape", ["constant", "linear", "cosine", "wsd"])
@@ -93,6 +100,38 @@ def test_a_rate_of_zero_moves_nothing_and_another_rate_all(name: str) -> None:
     steps(optimizer, decoder, 1)
     moved = [not torch.equal(a, b) for a, b in zip(before, decoder.parameters(), strict=True)]
     assert sum(moved) > 0.9 * len(moved)
+
+
+def step_beside_one(name: str, rank: int, ranks: int, store: Path) -> None:
+    """On one of some ranks: whole and sharded optimizer step from equal gradients, and stay equal; what is sent is counted."""
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
+    torch.manual_seed(0)
+    one = Decoder(UNEVEN)
+    parts = deepcopy(one)
+    shard(parts, list(parts.h), init_device_mesh("cpu", (ranks,)))
+    whole, sharded = (build_optimizer(OPTIMIZERS[name](weight_decay=0.1), decoder) for decoder in (one, parts))
+    for _ in range(10):
+        for p, q in zip(one.parameters(), parts.parameters(), strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = own_parts_of(p.grad, q)
+        whole.step()
+        with CommDebugMode() as sent:
+            sharded.step()
+    for p, q in zip(one.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(undivided(q), p, rtol=0, atol=1e-6)
+    counts = {op.__name__: n for op, n in sent.get_comm_counts().items()}
+    assert counts == {"muon": {"alltoall_base_": 2 * 3}, "adafactor": {"allreduce_": 2 * 2}}[name], counts
+
+
+@pytest.mark.parametrize("name", ["muon", "adafactor"])
+def test_of_equal_gradients_ranks_make_the_step_of_one_and_gather_nothing(tmp_path: Path, name: str) -> None:
+    fork = multiprocessing.get_context("fork")  # 8 matrices in 3 turns, and 2 groups of parameters
+    ranks = [fork.Process(target=step_beside_one, args=(name, rank, 3, tmp_path / "store")) for rank in range(3)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(60)
+    assert [process.exitcode for process in ranks] == [0, 0, 0]
 
 
 def state_bytes(name: str) -> int:

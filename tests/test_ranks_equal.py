@@ -42,6 +42,7 @@ WORDS = (
 )  # fmt: skip
 FOLLOW = ("trainer.devices=null", "trainer.nodes=null")
 CLOSE = {"val/cross_entropy": 1e-6, "train/cross_entropy": 1e-5, "train/loss": 1e-5}
+ROUGH = dict.fromkeys(CLOSE, 1e-4)  # Muon rounds to bfloat16, where the order of a gradient's sum is seen: with DDP no less
 
 
 def kind(ranks: int, strategy: str) -> list[str]:
@@ -49,15 +50,15 @@ def kind(ranks: int, strategy: str) -> list[str]:
     return [f"trainer.devices={ranks}", f"trainer.strategy={strategy}"]
 
 
-def assert_close(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
+def assert_close(one: list[dict[str, Any]], other: list[dict[str, Any]], close: dict[str, float] = CLOSE) -> None:
     """The losses are equal, and so is all that is in the lines, but for the order of sums."""
     assert [row["step"] for row in one] == [row["step"] for row in other]
     for a, b in zip(one, other, strict=True):
         assert a.keys() == b.keys()
         for name, value in a.items():
-            assert b[name] == pytest.approx(value, rel=1e-3, abs=CLOSE.get(name, 1e-3)), (name, a["step"])
-            if name in CLOSE:
-                assert abs(b[name] - value) <= CLOSE[name], (name, a["step"], value, b[name])
+            assert b[name] == pytest.approx(value, rel=1e-3, abs=close.get(name, 1e-3)), (name, a["step"])
+            if name in close:
+                assert abs(b[name] - value) <= close[name], (name, a["step"], value, b[name])
 
 
 def largest_difference(one: list[dict[str, Any]], other: list[dict[str, Any]], name: str) -> float:
@@ -72,7 +73,7 @@ def test_two_ranks_train_as_one(tmp_path: Path, strategy: str, optimizer: str) -
     words = [*WORDS, f"optimizer={optimizer}", "trainer.max_steps=8", "trainer.val_every=4"]
     one = train([*words, *kind(1, strategy)], tmp_path / "one")
     two = train([*words, *kind(2, strategy)], tmp_path / "two")
-    assert_close(lines(one), lines(two))
+    assert_close(lines(one), lines(two), ROUGH if optimizer == "muon" else CLOSE)
     if (strategy, optimizer) == ("fsdp", "adamw"):
         assert_shared_out(checkpoints(two / "checkpoints")[0], checkpoints(one / "checkpoints")[0])
 
@@ -143,18 +144,18 @@ def test_ranks_and_strategies_give_the_same_losses_and_go_on_from_each_others_ch
     tmp_path: Path, optimizer: str
 ) -> None:
     words = [*WORDS, f"optimizer={optimizer}", "trainer.max_steps=50", "trainer.val_every=25", "checkpoint.every=20"]
-    kinds = [(1, "ddp"), (2, "ddp"), (2, "fsdp"), (4, "ddp"), (4, "fsdp")][: 3 if optimizer == "sgd" else 5]
-    if optimizer in ("muon", "adafactor"):  # of DDP they see whole matrices; on four ranks rows of uneven numbers
-        words, kinds = [*words, "model.n_embd=38"], [k for k in kinds if k != (2, "ddp") and k != (4, "ddp")]
+    kinds = [(1, "ddp"), (2, "ddp"), (2, "fsdp"), (4, "fsdp"), (4, "ddp")][: {"adamw": 5, "sgd": 3}.get(optimizer, 4)]
+    close = ROUGH if optimizer == "muon" else CLOSE
+    words += ["model.n_embd=38"] if optimizer in ("muon", "adafactor") else []  # four ranks have unequally many rows
     found = [train([*words, *kind(*k), "checkpoint.keep=9"], tmp_path / "{}-{}".format(*k)) for k in kinds]
     for k, folder in zip(kinds[1:], found[1:], strict=True):
-        assert_close(lines(found[0]), lines(folder))
+        assert_close(lines(found[0]), lines(folder), close)
         print(*k, {name: largest_difference(lines(found[0]), lines(folder), name) for name in CLOSE})
     for i, k in enumerate(kinds):
         begun = next(path for path in checkpoints(found[i - 1] / "checkpoints") if path.name == "step-00000020")
         more = [f"resume={begun}", "resume_allow=[trainer,checkpoint]"]
         resumed = train([*words, *kind(*k), *more], tmp_path / "from-{}-{}".format(*k))
-        assert_close([row for row in lines(found[0]) if row["step"] > 20], lines(resumed))
+        assert_close([row for row in lines(found[0]) if row["step"] > 20], lines(resumed), close)
 
 
 COUNTED = ("graph_break", "unimplemented", "stats")
@@ -179,9 +180,8 @@ def test_blocks_compiled_each_by_itself_train_as_they_do_eagerly(tmp_path: Path)
     for rank in range(2):
         found = json.loads((tmp_path / f"compiled/counters.{rank}").read_text())
         print(found)
-        assert (
-            found["graph_break"] == found["unimplemented"] == {} and 0 < found["stats"]["unique_graphs"] <= 2
-        )  # with gradients, without
+        assert found["graph_break"] == found["unimplemented"] == {}
+        assert found["stats"]["unique_graphs"] == 2  # with gradients and without, each for all layers
 
 
 def test_a_world_has_one_folder_one_board_one_voice(tmp_path: Path) -> None:
