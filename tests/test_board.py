@@ -299,3 +299,14 @@ def test_a_run_that_goes_on_may_be_looked_at_otherwise(tmp_path: Path) -> None:
     assert [e.step for e in board.Histograms("weights/wte")] == [8]
     assert [e.step for e in board.Tensors("config")] == [0, 6]
     assert [e.step for e in board.Scalars("train/loss")] == [row["step"] for row in rows(folder) if "train/loss" in row]
+
+
+def test_a_sharded_model_shows_the_histograms_of_a_whole_one(tmp_path: Path) -> None:
+    words = [*WORDS, "board.histograms_every=3", "model.dropout=0", "trainer.batch_tokens=256", "data.batch_size=2"]
+    shares = ("trainer.devices=1", "trainer.devices=2 trainer.strategy=fsdp")
+    one, two = (read(lab.train([*words, *share.split()], tmp_path / str(i)) / "tensorboard") for i, share in enumerate(shares))
+    assert one.Tags()["histograms"] == two.Tags()["histograms"]
+    for tag in (tag for tag in one.Tags()["histograms"] if not tag.startswith("stream/")):
+        for a, b in zip(one.Histograms(tag), two.Histograms(tag), strict=True):
+            assert (a.step, a.histogram_value.num) == (b.step, b.histogram_value.num)
+            assert a.histogram_value.sum_squares == pytest.approx(b.histogram_value.sum_squares, rel=1e-4)
