@@ -190,7 +190,9 @@ class ShardedAdafactor(Adafactor):
         assert p.grad is not None
         state, eps = self.state[p], torch.finfo(p.dtype).eps
         if not state:
-            state.update(empty_moments(p))
+            state["step"], zeros = torch.tensor(0.0), own_part(p).new_zeros
+            moments = {"row_var": zeros(p.shape[0], 1), "col_var": zeros(1, p.shape[-1])}
+            state |= {"variance": torch.zeros_like(p)} if p.ndim == 1 else moments
         state["step"] += 1
         share = float(state["step"]) ** beta2_decay
         if p.ndim == 1:
@@ -201,14 +203,6 @@ class ShardedAdafactor(Adafactor):
             column = state["col_var"].lerp_(columns[None] / p.shape[0], share)
             moment = row[own_rows(p)] @ column / row.mean().clamp(min=eps)
         return own_part(p.grad) * moment.clamp(min=eps * eps).rsqrt()
-
-
-def empty_moments(p: Tensor) -> dict[str, Tensor]:
-    """Adafactor's state before the first step."""
-    step, own = torch.tensor(0.0), own_part(p)
-    if p.ndim == 1:
-        return {"step": step, "variance": torch.zeros_like(p)}
-    return {"step": step, "row_var": own.new_zeros(p.shape[0], 1), "col_var": own.new_zeros(1, p.shape[1])}
 
 
 def squares(p: Tensor) -> Tensor:
