@@ -93,7 +93,7 @@ class Stage:
     def ledger(self, n_trials: int = 8, name: str = "study", directions: Sequence[str] = ("minimize",)) -> Ledger:
         """The study as it is in the storage."""
         storage = open_storage(self.storage, self.folder / "outputs/sweeps" / name)
-        return Ledger.open(name, storage, Patience(seconds=20.0), 2.0, list(directions), n_trials)
+        return Ledger(name, storage, Patience(seconds=20.0), 2.0, list(directions), n_trials)
 
     def roots(self, n_trials: int = 8) -> list[Root]:
         return self.ledger(n_trials).roots()

@@ -22,7 +22,7 @@ def asked(request: pytest.FixtureRequest) -> str:
 
 def ledger(asked: str, folder: Path, n_trials: int = 3, lease: float = 60.0) -> Ledger:
     """An agent's view of the study, under a name of its own."""
-    found = Ledger.open("study", open_storage(asked, folder), Patience(seconds=5.0), lease, ["minimize"], n_trials)
+    found = Ledger("study", open_storage(asked, folder), Patience(seconds=5.0), lease, ["minimize"], n_trials)
     found.me = f"agent-{time.monotonic_ns()}"
     return found
 
@@ -219,7 +219,7 @@ def test_what_the_storage_refuses_is_not_known(tmp_path: Path, monkeypatch: pyte
     one = ledger("journal", tmp_path)
     held = claim(one)
     monkeypatch.setattr(one.storage.beneath, "set_trial_state_values", lambda *asked: False)
-    assert not one.fail(held.trial._trial_id)
+    assert not one.conclude(held.trial._trial_id, {})
     assert one.storage.get_trial(held.trial._trial_id).state == TrialState.RUNNING
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,9 +19,12 @@ from gpt2_lightning.report.ranking import Row, p_value
 from gpt2_lightning.settings.sampler import SamplerConfig
 from gpt2_lightning.sweep import summary as room
 from gpt2_lightning.sweep import view as view_room
+from gpt2_lightning.sweep.ledger import Claim
 from gpt2_lightning.sweep.plan import Plan, read_plan
+from gpt2_lightning.sweep.pool import Slot
 from gpt2_lightning.sweep.summary import front, rank, summary, write_tables
-from gpt2_lightning.sweep.view import SlotLine, View
+from gpt2_lightning.sweep.view import View
+from gpt2_lightning.sweep.work import Work
 
 CE = "val/cross_entropy"
 
@@ -261,10 +265,10 @@ class Stream(io.TextIOWrapper):
         return self.terminal
 
 
-LINE = SlotLine("trial-001", "loss.beta=0.1", "training", 47, 188, 2.5, 75.0)
+LINE = "trial-001  training  step 47/188  2.5000  1 min 15 s left  loss.beta=0.1"
 
 
-def drawn(monkeypatch: pytest.MonkeyPatch, terminal: bool, seconds: float, slots: list[SlotLine]) -> tuple[View, Stream]:
+def drawn(monkeypatch: pytest.MonkeyPatch, terminal: bool, seconds: float, slots: list[str]) -> tuple[View, Stream]:
     now = [0.0]
     monkeypatch.setattr(view_room.time, "monotonic", lambda: now[0])
     monkeypatch.setenv("COLUMNS", "60")
@@ -272,7 +276,8 @@ def drawn(monkeypatch: pytest.MonkeyPatch, terminal: bool, seconds: float, slots
     view = View(stream)
     for _ in range(3):
         now[0] += seconds
-        view.show("study: 1/8 done", slots)
+        if view.due():
+            view.show("study: 1/8 done", slots)
     return view, stream
 
 
@@ -281,11 +286,28 @@ def test_in_a_pipe_lines_are_plain_whole_and_few(monkeypatch: pytest.MonkeyPatch
     assert stream.getvalue() == f"study: 1/8 done\n  {LINE}\n"
     view.note("trial-001 complete")
     assert stream.getvalue().endswith("trial-001 complete\n") and "\x1b" not in stream.getvalue()
-    assert str(LINE) == "trial-001  training  step 47/188  2.5000  1 min 15 s left  loss.beta=0.1"
+
+
+def test_a_slots_line_has_its_trials_state_value_and_time_left(
+    composed: Plan, monkeypatch: pytest.MonkeyPatch, here: Path
+) -> None:
+    monkeypatch.setattr(view_room.time, "monotonic", lambda: 100.0)
+    claim = Claim(optuna.create_study().ask(), "trial-001", 1, {})
+    work = Work(claim, Slot(0, (), 1), composed.base, {"loss.beta": 0.1}, here)
+    assert str(work) == "trial-001  training  step 0/188  -  loss.beta=0.1"
+    work.step, work.value, work.first = 47, 2.5, (75.0, 0)
+    assert str(work) == LINE
+    work.step, work.first = 188, None
+    assert str(work) == "trial-001  finishing  step 188/188  2.5000  loss.beta=0.1"
+    (here / "configs").mkdir()
+    work.asked_file.touch()
+    assert str(work).startswith("trial-001  scoring  step 188/188")
+    work.stopping = "pruned"
+    assert str(work).startswith("trial-001  ending (pruned)  step 188/188")
 
 
 def test_on_a_terminal_the_block_is_rewritten_and_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    long = replace(LINE, point="x" * 200, value=None, seconds_left=None)
+    long = f"trial-002  training  step 47/188  -  {'x' * 200}"
     view, stream = drawn(monkeypatch, True, 1.0, [LINE, long])
     parts = stream.getvalue().split("\x1b[3A\x1b[J")
     assert len(parts) == 3 and parts[0] == parts[2]
@@ -305,7 +327,7 @@ def test_on_a_terminal_more_slots_than_lines_are_counted(monkeypatch: pytest.Mon
 
 
 def test_what_a_trial_says_moves_no_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
-    view, stream = drawn(monkeypatch, True, 1.0, [replace(LINE, point=HOSTILE)])
+    view, stream = drawn(monkeypatch, True, 1.0, [f"trial-001  {HOSTILE}"])
     view.note(HOSTILE)
     assert "\x1b[2J" not in stream.getvalue()
     assert stream.getvalue().splitlines()[-1].startswith('it\'s "so", =1+1; a b\\ é', len("\x1b[2A\x1b[J"))

@@ -11,30 +11,28 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from gpt2_lightning.config import RunConfig, load_config, to_yaml
 from gpt2_lightning.errors import ConfigError, OutputError, StudyError, first_line
 from gpt2_lightning.folder import write_whole
 from gpt2_lightning.lock import job_id, living_holder, machine
+from gpt2_lightning.report.ranking import Row
 from gpt2_lightning.signals import Interrupted
-from gpt2_lightning.sweep.ledger import Claim, Ledger, Lost, Root, finished
+from gpt2_lightning.sweep.ledger import Claim, Ledger, Lost, Root
 from gpt2_lightning.sweep.outcome import Reports, broken_by, classify, for_optuna, log_tail
 from gpt2_lightning.sweep.plan import Plan, fingerprint
 from gpt2_lightning.sweep.pool import Child, Slot, Start, end_group
 from gpt2_lightning.sweep.proposals import build_pruner, build_sampler, halve
-from gpt2_lightning.sweep.record import write_record
 from gpt2_lightning.sweep.space import Point
-from gpt2_lightning.sweep.summary import Row, rank, rows_of, short, write_tables
+from gpt2_lightning.sweep.summary import rank, short, write_record, write_tables
 from gpt2_lightning.sweep.view import View
 from gpt2_lightning.sweep.work import Work
 
@@ -63,7 +61,7 @@ class Agent:
         self.reaped = self.reap_took = self.tried = self.recorded = 0.0
         self.signal = 0
         self.dirty = True
-        self.samplers: dict[str, list[dict[str, Any]]] = {}
+        self.sampler = cache(lambda candidate: asdict(plan.config(json.loads(candidate)).sampler))  # its whole settings
         ledger.prepare = lambda place: build_sampler(plan.sweep, place)
         ledger.study.pruner = build_pruner(plan.sweep, *plan.marks)
 
@@ -103,21 +101,21 @@ class Agent:
         self.heed()
         self.ledger.beat()
         for work in list(self.work.values()):
-            self.guarded(work, self.look)
+            try:
+                self.look(work)
+            except Lost:
+                self.let_go(work)
         self.refill()
         looked = self.reap()
         self.draw()
         return looked and not self.work and self.over()
 
-    def guarded(self, work: Work, look: Callable[[Work], None]) -> None:
-        """A trial that another agent has taken over is let go."""
-        try:
-            look(work)
-        except (Lost, UpdateFinishedTrialError):
-            self.ledger.forget(work.claim)
-            if work.child:
-                work.child.kill()
-            self.free(work, f"{work.claim.name} is another agent's now")
+    def let_go(self, work: Work) -> None:
+        """End a trial that another agent has taken over."""
+        self.ledger.forget(work.claim)
+        if work.child:
+            work.child.kill()
+        self.free(work, f"{work.claim.name} is another agent's now")
 
     def reap(self) -> bool:
         """Now and then: queue again what is left behind, and look at the whole study; returns whether it was time."""
@@ -129,20 +127,15 @@ class Agent:
             self.view.note(text)
         roots = self.ledger.roots(self.ledger.recent())
         running = {t.number for root in roots for t in root.attempts if t.state == TrialState.RUNNING}
-        for work in list(self.work.values()):
-            self.guarded(work, partial(self.require, running))
-        self.rows = rows_of(roots)
+        for work in [work for work in self.work.values() if work.claim.trial.number not in running]:
+            self.let_go(work)  # as after a long pause
+        self.rows = [root.row for root in roots]
         self.twins = {row.outcome.get("fingerprint", ""): row.name for row in reversed(self.rows) if row.state == "complete"}
         if self.dirty or time.monotonic() - self.recorded > RECORD_SECONDS:
             self.write_tables(roots)
         self.reaped, self.dirty = time.monotonic(), False
         self.reap_took = self.reaped - began
         return True
-
-    def require(self, running: set[int], work: Work) -> None:
-        """Raise Lost where a trial is not this agent's any more, as after a long pause."""
-        if work.claim.number not in running:
-            raise Lost
 
     def write_tables(self, roots: list[Root]) -> None:
         """What people look at; a full disk costs no trial."""
@@ -156,9 +149,9 @@ class Agent:
     def over(self) -> bool:
         """Whether every trial has an outcome, those on fresh seeds too, which are queued when the study's own are done."""
         roots = self.ledger.roots()
-        if finished(roots, self.plan.n_trials) < self.plan.n_trials or self.confirm(roots):
+        if self.ledger.finished(roots) < self.plan.n_trials or self.confirm(roots):
             return False
-        self.rows = rows_of(roots)
+        self.rows = [root.row for root in roots]
         if any(root.outcome is None for root in roots if self.ledger.counts(root)):
             return False
         write_tables(self.rows, self.plan)
@@ -167,7 +160,7 @@ class Agent:
 
     def confirm(self, roots: list[Root]) -> bool:
         """Queue the best and the baseline on fresh seeds, once; returns whether any was missing."""
-        ranked = rank(rows_of(roots), self.plan)
+        ranked = rank([root.row for root in roots], self.plan)
         if not self.plan.sweep.confirm_seeds or not ranked or len(self.plan.sweep.objectives) > 1:
             return False
         best, there, missing = ranked[0], {root.name for root in roots}, False
@@ -192,11 +185,11 @@ class Agent:
                 return
             try:
                 self.begin(claim, slot)
-            except (Lost, UpdateFinishedTrialError):
+            except Lost:
                 self.view.note(f"{claim.name} is another agent's now")
             except OutputError as error:
                 self.view.note(f"warning: {claim.name} waits: {error}")
-                self.release(claim.number)
+                self.release(claim.trial.number)
                 self.tried = time.monotonic() + WAIT_SECONDS
 
     def release(self, *numbers: int) -> None:
@@ -208,7 +201,9 @@ class Agent:
     def begin(self, claim: Claim, slot: Slot) -> None:
         """Ask for the trial's settings, write them down, and start it."""
         beside = claim.attrs.get("beside")
-        point = beside["point"] if beside else self.point(claim)
+        point: Point = beside["point"] if beside else {}
+        if not beside and not self.plan.outside(claim.place):
+            point = self.ledger.ask(claim, self.plan.space.ask)
         self.ledger.note(claim, "point", point)
         seed = [f"seed={beside['seed']}"] if beside else []
         try:
@@ -218,20 +213,12 @@ class Agent:
             self.view.note(f"{claim.name} failed (error): {error}")
             self.dirty = True
             return
-        folder = self.plan.folder / claim.name
-        log = self.plan.folder / "logs" / f"{claim.name}.txt"
-        work = Work(claim, slot, config, point, folder, log, Reports(folder / "metrics.jsonl"))
+        work = Work(claim, slot, config, point, self.plan.folder)
         work.trained = None if beside else self.twin(work.mark)
         self.start(work)
         self.recorded = 0.0
         asked = ", ".join(f"{key}={short(value)}" for key, value in point.items()) or "the experiment as it is"
         self.view.note(f"{claim.name} starts: {asked}{f' (trained by {work.trained.name})' if work.trained else ''}")
-
-    def point(self, claim: Claim) -> Point:
-        """The values of the trial's parameters, asked of the sampler where its place has none of its own."""
-        if self.plan.is_baseline(claim.place) and (self.plan.outside(claim.place) or not len(self.plan.space)):
-            return {}
-        return self.ledger.ask(claim, self.plan.space.ask)
 
     def settings(self, claim: Claim, slot: Slot, point: Point, more: list[str]) -> RunConfig:
         """The trial's settings: those its file has where it was begun before, on whatever machine."""
@@ -261,7 +248,8 @@ class Agent:
             raise Lost
         if holder is not None and holder.machine == machine():
             end_group(holder.pid)
-        words, candidates = self.words(work), self.plan.candidates(work.point)
+        candidates = self.plan.candidates(work.point)
+        words = self.words(work, candidates)
         self.work[work.slot.index] = work
         work.reports, work.step_at_start, work.asked, work.again = Reports(work.reports.path), work.step, 0.0, 0.0
         work.heard = work.log.stat().st_size if work.log.exists() else 0
@@ -273,26 +261,15 @@ class Agent:
         except OSError as error:
             self.wait(work, first_line(error))
 
-    def words(self, work: Work) -> list[str]:
-        """The trial's command."""
+    def words(self, work: Work, candidates: list[Point]) -> list[str]:
+        """The trial's command; the decode-time settings to score are written down for it."""
         words = ["trial", f"config={self.plan.folder / 'configs' / f'{work.claim.name}.yaml'}"]
-        if candidates := self.plan.candidates(work.point):
-            words.append(f"score={self.candidates_file(work, candidates)}")
+        if candidates:
+            asked = {"candidates": candidates, "samplers": [self.sampler(json.dumps(one)) for one in candidates],
+                     "rows": self.plan.sweep.decode_rows, "tokens": self.plan.sweep.decode_tokens}  # fmt: skip
+            write_whole(work.asked_file, json.dumps(asked))
+            words.append(f"score={work.asked_file}")
         return words + ([f"trained={work.trained}"] if work.trained is not None else [])
-
-    def candidates_file(self, work: Work, candidates: list[Point]) -> Path:
-        """The decode-time settings to score, written down for the trial."""
-        asked = {"candidates": candidates, "samplers": self.all_samplers(candidates), "rows": self.plan.sweep.decode_rows,
-                 "tokens": self.plan.sweep.decode_tokens}  # fmt: skip
-        write_whole(work.asked_file, json.dumps(asked))
-        return work.asked_file
-
-    def all_samplers(self, candidates: list[Point]) -> list[dict[str, Any]]:
-        """The whole settings of each candidate's sampler."""
-        key = json.dumps(candidates)
-        if key not in self.samplers:
-            self.samplers = {key: [asdict(self.plan.config(candidate).sampler) for candidate in candidates]}
-        return self.samplers[key]
 
     def look(self, work: Work) -> None:
         """What a trial has written, whether it is to end early, whether it has ended."""
@@ -346,7 +323,7 @@ class Agent:
         work.child.stop()
 
     def ended(self, work: Work, status: int) -> None:
-        """A trial's process has ended: tell what came of it, or start it again."""
+        """A trial's process has ended: tell what came of it, or start it again; raises Lost."""
         assert work.child
         work.child.kill()  # what it may have left behind
         kind, reason = classify(status, log_tail(work.log, work.heard))
@@ -362,7 +339,10 @@ class Agent:
             self.tell(work, "failed", "time", f"took longer than sweep.trial_seconds = {self.plan.sweep.trial_seconds:g}")
         elif kind in ("held", "disk", "lost") and work.waits < MOST_WAITS:
             self.wait(work, reason)
-        elif kind == "killed" and self.may_restart(work):
+        elif kind == "killed" and work.failures < self.plan.sweep.retries:
+            if not self.ledger.holds(work.claim):
+                raise Lost
+            work.failures += 1
             self.view.note(f"{work.claim.name} was killed ({reason}) at step {work.step}, and goes on from its checkpoint")
             self.start(work)
         else:
@@ -373,13 +353,6 @@ class Agent:
         self.view.note(f"{work.claim.name} waits: {reason}")
         work.waits += 1
         work.child, work.stopping, work.again = None, "", time.monotonic() + WAIT_SECONDS
-
-    def may_restart(self, work: Work) -> bool:
-        """Whether a killed trial is this agent's still, and has starts left since it last came further; raises Lost."""
-        if not self.ledger.holds(work.claim):
-            raise Lost
-        work.failures += 1
-        return work.failures <= self.plan.sweep.retries
 
     def conclude(self, work: Work) -> None:
         """A trial that has trained to its end, or whose training was there."""
@@ -416,7 +389,7 @@ class Agent:
         """Show where everything is."""
         if not self.view.due():
             return
-        lines = [work.line() for work in self.work.values()]
+        lines = [str(work) for work in self.work.values()]
         ranked = rank(self.rows, self.plan)
         name = self.plan.sweep.objectives[0]
         done = sum(row.state not in ("running", "queued") for row in self.rows if row.place is not None)
@@ -433,7 +406,7 @@ class Agent:
         patience = self.ledger.patience
         patience.seconds, patience.while_waiting = LEAVE_SECONDS, lambda: None
         try:
-            self.release(*(work.claim.number for work in self.work.values()))
+            self.release(*(work.claim.trial.number for work in self.work.values()))
             self.ledger.leave()
         except StudyError as error:
             self.view.note(f"warning: {error}")

@@ -14,12 +14,11 @@ from gpt2_lightning.errors import ConfigError, StudyError, first_line
 from gpt2_lightning.settings.pretrained import require_there
 from gpt2_lightning.signals import Interrupted, requeue
 from gpt2_lightning.sweep.agent import Agent
-from gpt2_lightning.sweep.ledger import Ledger, finished
+from gpt2_lightning.sweep.ledger import Ledger
 from gpt2_lightning.sweep.plan import Plan
 from gpt2_lightning.sweep.pool import Child, Slot, Start, make_slots
-from gpt2_lightning.sweep.record import write_record
 from gpt2_lightning.sweep.storage import Patience, asked_storage, open_storage
-from gpt2_lightning.sweep.summary import rows_of, shown, summary
+from gpt2_lightning.sweep.summary import shown, summary, write_record
 from gpt2_lightning.sweep.view import View
 
 __all__ = ["begin", "best_file", "study"]
@@ -36,10 +35,11 @@ def study(plan: Plan, slots: list[Slot] | None = None, start: Start = Child) -> 
     plan.folder.parent.mkdir(parents=True, exist_ok=True)
     patience = Patience(seconds=PATIENCE_SECONDS)
     plan, ledger = open_study(plan, patience)
-    if finished(ledger.roots(), plan.n_trials) < plan.n_trials:
+    done = ledger.finished(ledger.roots())
+    if done < plan.n_trials:
         require_there(plan.base.init)
     view = View()
-    view.note(headline(plan, ledger, len(slots)))
+    view.note(headline(plan, ledger.new, done, len(slots)))
     agent = Agent(plan, ledger, slots, view, start)
     try:
         agent.run()
@@ -61,7 +61,7 @@ def begin(plan: Plan) -> Plan:
 def conclude(plan: Plan, ledger: Ledger) -> None:
     """Print the summary, and write TensorBoard's board and the report; what cannot be written costs a line, and no study."""
     roots = ledger.roots()
-    print(summary(rows_of(roots), plan), flush=True)
+    print(summary([root.row for root in roots], plan), flush=True)
     if not plan.sweep.report:
         return
     try:
@@ -76,13 +76,12 @@ def conclude(plan: Plan, ledger: Ledger) -> None:
         print(f"warning: the report is not written: {first_line(error)}", file=sys.stderr)
 
 
-def headline(plan: Plan, ledger: Ledger, slots: int) -> str:
+def headline(plan: Plan, new: bool, done: int, slots: int) -> str:
     """What begins, goes on, or is finished."""
     searched = ", ".join(p.name for p in (*plan.space.parameters, *plan.decode.parameters))
-    done = finished(ledger.roots(), plan.n_trials)
     if done == plan.n_trials:
         return f"study {plan.sweep.name} is finished: {done} trials over {searched}"
-    begun = "begins" if ledger.new else f"goes on, {done} done"
+    begun = "begins" if new else f"goes on, {done} done"
     return f"study {plan.sweep.name} {begun}: {plan.n_trials} trials on {slots} slot{'s' * (slots > 1)}, over {searched}"
 
 
@@ -99,7 +98,10 @@ def open_study(plan: Plan, patience: Patience) -> tuple[Plan, Ledger]:
             return candidate, ledger
         version += 1
         if not plan.sweep.new_version and not is_there(named(plan, f"{name}-v{version}"), ledger):
-            raise was_asked(candidate.sweep.name, differ)
+            listed = "; ".join(differ[:4]) + (f"; and {len(differ) - 4} more" if len(differ) > 4 else "")
+            rule = f"was asked something else: {listed}"
+            remedy = "Set sweep.new_version=true to begin a new study beside it, or sweep.name to give this one another name"
+            raise StudyError("study", key="sweep.name", value=candidate.sweep.name, rule=rule, remedy=remedy)
 
 
 def named(plan: Plan, name: str) -> Plan:
@@ -110,9 +112,7 @@ def named(plan: Plan, name: str) -> Plan:
 def open_ledger(plan: Plan, patience: Patience) -> Ledger:
     """The ledger of the plan's study, which is begun where there is none."""
     storage = open_storage(asked_storage(plan.sweep.storage), plan.folder)
-    return Ledger.open(
-        plan.sweep.name, storage, patience, plan.sweep.lease_seconds, plan.sweep.directions, n_trials=plan.n_trials
-    )
+    return Ledger(plan.sweep.name, storage, patience, plan.sweep.lease_seconds, plan.sweep.directions, plan.n_trials)
 
 
 def is_there(plan: Plan, other: Ledger) -> bool:
@@ -136,18 +136,11 @@ def warm_up(plan: Plan, ledger: Ledger) -> None:
     if differ:
         rule = f"was judged by something else: {'; '.join(differ)}"
         raise StudyError("study to start from", key="sweep.warm_start", value=name, rule=rule)
-    for row in rows_of(there.roots()):
+    for row in (root.row for root in there.roots()):
         params = plan.space.told(row.point)
         if row.fit and params:
             distributions = {p.name: p.distribution for p in plan.space.parameters if p.name in params}
             ledger.learn(f"{name}/{row.name}", params, distributions, [row.values[key] for key in plan.sweep.objectives])
-
-
-def was_asked(name: str, differ: list[str]) -> StudyError:
-    """The error for a study that is there and was asked something else."""
-    shown = "; ".join(differ[:4]) + (f"; and {len(differ) - 4} more" if len(differ) > 4 else "")
-    remedy = "Set sweep.new_version=true to begin a new study beside it, or sweep.name to give this one another name"
-    return StudyError("study", key="sweep.name", value=name, rule=f"was asked something else: {shown}", remedy=remedy)
 
 
 def differences(there: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:

@@ -17,18 +17,20 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Container, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
+from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from gpt2_lightning.lock import birth, machine, process_state
+from gpt2_lightning.lock import birth, machine, process_state, this_process
+from gpt2_lightning.report.ranking import Row
 from gpt2_lightning.sweep.held import Held
 from gpt2_lightning.sweep.storage import Patience
 
@@ -43,8 +45,7 @@ READINGS = 10  # of all trials, that would fit between two of them
 LONGEST_SECONDS = 1.0  # that a reading is taken to last: it may have waited for a storage that was away
 
 
-class Lost(Exception):
-    """The trial is another agent's now."""
+Lost = UpdateFinishedTrialError  # the trial is another agent's now
 
 
 @dataclass(slots=True)
@@ -67,38 +68,49 @@ class Root:
         return self.last.user_attrs.get("outcome") if self.last.state.is_finished() else None
 
     @property
-    def begun(self) -> bool:
-        """Whether it was ever given settings."""
-        return any("point" in t.user_attrs for t in self.attempts)
-
-    @property
     def name(self) -> str:
         """What its folder is called."""
         return self.attempts[0].user_attrs.get("name") or f"trial-{self.place:03d}"
 
+    @property
+    def row(self) -> Row:
+        """The training as people read of it."""
+        trial, outcome = self.last, self.outcome or {}
+        attrs = trial.user_attrs
+        state = outcome.get("state", "running" if not trial.state.is_finished() else "queued")
+        steps = int(outcome.get("steps", max(trial.intermediate_values, default=0)))
+        of_trial = {"point": attrs.get("point", {}), "beside": attrs.get("beside", {})}
+        of_outcome = {"why": outcome.get("class", ""), "values": outcome.get("values", {}), "outcome": outcome}
+        return Row(name=self.name, place=self.place, state=state, steps=steps, **of_trial, **of_outcome)
+
 
 @dataclass(slots=True)
 class Claim:
-    """A trial of this agent: its storage number, and its root's name and place."""
+    """A trial of this agent, its root's name and place, and its attributes."""
 
     trial: optuna.Trial
     name: str
     place: int | None
     attrs: dict[str, Any]
 
-    @property
-    def number(self) -> int:
-        """The trial's number in the storage."""
-        return self.trial.number
-
 
 class Ledger:
-    """The study as one agent sees it. ``new`` says whether this agent began it."""
+    """The study of a name as one agent sees it, begun or joined. ``new`` says whether this agent began it."""
 
-    def __init__(self, study: optuna.Study, patience: Patience, lease_seconds: float, n_trials: int, new: bool) -> None:
+    def __init__(
+        self, name: str, storage: BaseStorage, patience: Patience, lease_seconds: float, directions: list[str], n_trials: int
+    ) -> None:
+        def begin() -> tuple[optuna.Study, bool]:
+            try:
+                given = [StudyDirection[d.upper()] for d in directions]
+                return optuna.create_study(storage=storage, study_name=name, directions=given), True
+            except DuplicatedStudyError:
+                return optuna.load_study(storage=storage, study_name=name), False
+
+        study, self.new = patience.call(begin)
         self.study, self.storage, self.patience = study, Held(study._storage), patience
         study._storage = self.storage  # type: ignore[assignment]
-        self.call, self.lease_seconds, self.n_trials, self.new = patience.call, lease_seconds, n_trials, new
+        self.call, self.lease_seconds, self.n_trials = patience.call, lease_seconds, n_trials
         self.id = study._study_id
         self.me = f"{socket.gethostname()}.{os.getpid()}.{time.time_ns() % 10**9:09d}"
         self.seen: dict[str, tuple[Any, float]] = {}
@@ -109,23 +121,6 @@ class Ledger:
         self.read_at = self.read_seconds = 0.0
         study.get_trials = self.shown  # type: ignore[method-assign]  # what pruners ask
         self.prepare: Callable[[int], Any] = lambda number: None
-
-    @staticmethod
-    def open(
-        name: str, storage: Any, patience: Patience, lease_seconds: float, directions: list[str], n_trials: int
-    ) -> "Ledger":
-        """Begin or join the study of that name."""
-
-        def begin() -> tuple[optuna.Study, bool]:
-            try:
-                return optuna.create_study(
-                    storage=storage, study_name=name, directions=[StudyDirection[d.upper()] for d in directions]
-                ), True
-            except DuplicatedStudyError:
-                return optuna.load_study(storage=storage, study_name=name), False
-
-        study, new = patience.call(begin)
-        return Ledger(study, patience, lease_seconds, n_trials, new)
 
     def asked(self) -> dict[str, Any] | None:
         """What the study was begun with; None where its beginner has not said it yet."""
@@ -197,12 +192,16 @@ class Ledger:
         return self.trials()
 
     def roots(self, trials: list[FrozenTrial] | None = None) -> list[Root]:
-        """The study's trainings in order of their places, then those beside it."""
-        return [root for root in self.all_roots(trials) if self.counts(root) or root.begun]
+        """The study's trainings in order of their places, any behind its last that began, then those beside it."""
+        return [r for r in self.all_roots(trials) if self.counts(r) or any("point" in t.user_attrs for t in r.attempts)]
 
     def counts(self, root: Root) -> bool:
         """Whether the root is one that this agent is to see done."""
         return root.place is None or root.place < self.n_trials
+
+    def finished(self, roots: list[Root]) -> int:
+        """How many of the study's trainings are over."""
+        return sum(root.outcome is not None for root in roots if root.place is not None and self.counts(root))
 
     def all_roots(self, trials: list[FrozenTrial] | None = None) -> list[Root]:
         """The same, and places behind the study's last that were claimed at the same time as it."""
@@ -225,13 +224,7 @@ class Ledger:
         if time.monotonic() - self.last_beat < self.lease_seconds / 4 and self.beats:
             return
         self.beats += 1
-        life = {
-            "pid": os.getpid(),
-            "born": birth(os.getpid()),
-            "machine": machine(),
-            "host": socket.gethostname(),
-            "beat": self.beats,
-        }
+        life = asdict(this_process()) | {"beat": self.beats}
         self.call(lambda: self.storage.set_study_user_attr(self.id, AGENT + self.me, life))
         self.last_beat = time.monotonic()
 
@@ -247,12 +240,10 @@ class Ledger:
         life = lives.get(AGENT + str(agent))
         if life == LEFT:
             return True
-        if isinstance(life, dict) and life["machine"] == machine() and not same_process(life):
+        here = life if isinstance(life, dict) and life["machine"] == machine() else None
+        if here and (process_state(here["pid"]) is None or birth(here["pid"]) != here["born"]):
             return True
-        return self.silent(agent or f"of {trial.number}", life)
-
-    def silent(self, agent: str, life: Any) -> bool:
-        """Whether the sign of life has not changed for the time of a lease."""
+        agent = agent or f"of {trial.number}"
         before, since = self.seen.get(agent, (None, 0.0))
         if before != (life,):
             self.seen[agent] = ((life,), time.monotonic())
@@ -276,32 +267,22 @@ class Ledger:
                 if "outcome" in trial.user_attrs:
                     self.conclude(trial._trial_id, trial.user_attrs["outcome"])
                 elif trial is not last:
-                    self.fail(trial._trial_id)
+                    self.conclude(trial._trial_id, {})
                 elif self.hand_back(trial, root) and self.counts(root):
                     return f"{root.name} is taken over from {trial.user_attrs.get('agent')}"
-        if last.state.is_finished() and root.outcome is None and self.counts(root) and self.orphaned(last.number):
-            self.queue_again(last, root)
-            return f"{root.name} is queued again"
+        if last.state.is_finished() and root.outcome is None and self.counts(root):
+            since = self.orphans.setdefault(last.number, time.monotonic())
+            if time.monotonic() - since > ORPHANED_SECONDS:
+                self.queue_again(last, root)
+                return f"{root.name} is queued again"
         return ""
-
-    def orphaned(self, number: int) -> bool:
-        """Whether a trial has been failed for longer than its successor takes to appear."""
-        return time.monotonic() - self.orphans.setdefault(number, time.monotonic()) > ORPHANED_SECONDS
 
     def hand_back(self, trial: FrozenTrial, root: Root) -> bool:
         """Fail a trial without an outcome, and queue its root again; False where another agent was quicker."""
-        if not self.fail(trial._trial_id):
-            return False
-        if self.counts(root):
+        failed = self.conclude(trial._trial_id, {})
+        if failed and self.counts(root):
             self.queue_again(trial, root)
-        return True
-
-    def fail(self, trial_id: int) -> bool:
-        """Finish a trial without an outcome; False where it was finished."""
-        try:
-            return self.call(lambda: self.storage.set_trial_state_values(trial_id, TrialState.FAIL))
-        except UpdateFinishedTrialError:
-            return False
+        return failed
 
     def queue_again(self, trial: FrozenTrial, root: Root) -> None:
         """A successor with the parameters the root has, to be claimed by whoever is free."""
@@ -314,14 +295,14 @@ class Ledger:
         mark = uuid.uuid4().hex
         template = create_trial(state=state, user_attrs=attrs | {"mark": mark},
                                 system_attrs={"fixed_params": fixed} if fixed else {}, **more)  # fmt: skip
-        tries = 0
+        tried = False
 
         def create() -> int:
-            nonlocal tries
-            tries += 1
-            there = [t for t in self.storage.get_all_trials(self.id, deepcopy=False) if t.user_attrs.get("mark") == mark] \
-                if tries > 1 else []  # fmt: skip
-            return there[0]._trial_id if there else self.storage.create_new_trial(self.id, template)
+            nonlocal tried
+            there = self.storage.get_all_trials(self.id, deepcopy=False) if tried else []
+            tried = True
+            made = [t._trial_id for t in there if t.user_attrs.get("mark") == mark]
+            return made[0] if made else self.storage.create_new_trial(self.id, template)
 
         if state == TrialState.WAITING:
             self.read_at = 0.0
@@ -344,7 +325,7 @@ class Ledger:
                 return False
             self.call(lambda: self.storage.set_trial_user_attr(trial._trial_id, "agent", self.me))
             return True
-        except UpdateFinishedTrialError:
+        except Lost:
             return False
 
     def mine(self, trial_id: int, fixed: Callable[[int], dict[str, Any] | None]) -> Claim | None:
@@ -355,7 +336,7 @@ class Ledger:
             t for t in root.attempts if t.number < trial.number and (not t.state.is_finished() or "outcome" in t.user_attrs)
         ]
         if older or not self.counts(root):
-            self.fail(trial_id)
+            self.conclude(trial_id, {})
             return None
         self.storage.trials[trial_id] = trial
         given = fixed(root.place) if root.place is not None else None
@@ -367,7 +348,7 @@ class Ledger:
         return Claim(made, root.name, root.place, {**trial.user_attrs})
 
     def ask(self, claim: Claim, what: Callable[[optuna.Trial], T]) -> T:
-        """Have the sampler propose a trial's parameters by all that is known, the trials that this agent has told among it."""
+        """What a sampler or pruner has of a trial by all that is known, the trials that this agent has told among it."""
         asked = self.call(lambda: what(claim.trial))
         self.renew(claim.trial._trial_id)
         return asked
@@ -375,9 +356,7 @@ class Ledger:
     def prunes(self, claim: Claim) -> bool:
         """What the pruner says of a trial's last report."""
         trial = self.renew(claim.trial._trial_id)
-        says = self.call(lambda: self.study.pruner.prune(self.study, trial))
-        self.renew(claim.trial._trial_id)
-        return says
+        return self.ask(claim, lambda _: self.study.pruner.prune(self.study, trial))
 
     def enqueue(self, name: str, attrs: dict[str, Any]) -> None:
         """Queue a training beside the study, once for a name."""
@@ -390,17 +369,11 @@ class Ledger:
 
     def note(self, claim: Claim, name: str, value: Any) -> None:
         """Set an attribute of a trial; raises Lost."""
-        try:
-            self.call(lambda: self.storage.set_trial_user_attr(claim.trial._trial_id, name, value))
-        except UpdateFinishedTrialError as error:
-            raise Lost from error
+        self.call(lambda: self.storage.set_trial_user_attr(claim.trial._trial_id, name, value))
 
     def report(self, claim: Claim, step: int, value: float) -> None:
         """What a trial has reached at a step; raises Lost."""
-        try:
-            self.call(lambda: self.storage.set_trial_intermediate_value(claim.trial._trial_id, step, value))
-        except UpdateFinishedTrialError as error:
-            raise Lost from error
+        self.call(lambda: self.storage.set_trial_intermediate_value(claim.trial._trial_id, step, value))
 
     def tell(self, claim: Claim, outcome: dict[str, Any]) -> None:
         """What came of a trial; raises Lost: another agent may have ended it, and none can have claimed it."""
@@ -419,27 +392,17 @@ class Ledger:
         """Write the outcome down, then finish the trial; False where it was finished."""
         try:
             self.call(lambda: self.storage.set_trial_user_attr(trial_id, "outcome", outcome))
-        except UpdateFinishedTrialError:
+        except Lost:
             return False
         return self.conclude(trial_id, outcome)
 
     def conclude(self, trial_id: int, outcome: dict[str, Any]) -> bool:
-        """Finish a trial as its outcome says: what Optuna's samplers are to see of it."""
+        """Finish a trial as its outcome, if any, says: what Optuna's samplers are to see of it; False where it was finished."""
         state, values = TrialState[outcome.get("optuna", "FAIL")], outcome.get("told")
         try:
             if state != TrialState.FAIL:
                 trial = self.call(lambda: self.storage.get_trial(trial_id))
                 self.call(lambda: self.study.sampler.after_trial(self.study, trial, state, values))
             return self.call(lambda: self.storage.set_trial_state_values(trial_id, state, values))
-        except UpdateFinishedTrialError:
+        except Lost:
             return False
-
-
-def same_process(life: dict[str, Any]) -> bool:
-    """Whether the process of a sign of life from this machine is there."""
-    return process_state(life["pid"]) is not None and birth(life["pid"]) == life["born"]
-
-
-def finished(roots: Iterable[Root], n_trials: int) -> int:
-    """How many of the study's trainings are over."""
-    return sum(root.outcome is not None for root in roots if root.place is not None and root.place < n_trials)

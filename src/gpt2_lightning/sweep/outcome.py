@@ -14,6 +14,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
+from gpt2_lightning.report.record import read_result
 from gpt2_lightning.settings.sweep import SweepConfig
 from gpt2_lightning.sweep.pool import LOST
 
@@ -94,10 +95,9 @@ def training_values(folder: Path, objectives: list[str], directions: list[str]) 
         if finite:
             best = min if direction == "minimize" else max
             values[name] = best(finite) if name.startswith(("val/", "task/")) else finite[-1]
-    with suppress(OSError, ValueError, KeyError):
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        values |= {name: float(result[name]) for name in objectives if name in ("seconds", "parameters")}
-    return values
+    result = read_result(folder)
+    said = {name: float(result[name]) for name in ("seconds", "parameters") if name in objectives and name in result}
+    return values | said
 
 
 def broken_by(folder: Path, constraints: dict[str, float]) -> dict[str, float]:

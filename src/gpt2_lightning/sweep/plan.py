@@ -15,14 +15,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
-from gpt2_lightning.config import (
-    RunConfig,
-    comparable,
-    compose_study,
-    group_options,
-    read_overrides,
-    take_storage,
-)  # fmt: skip
+from gpt2_lightning.config import RunConfig, comparable, compose_study, group_options, read_overrides, take_storage
 from gpt2_lightning.errors import ConfigError
 from gpt2_lightning.settings.setting import flat
 from gpt2_lightning.settings.sweep import SweepConfig
@@ -92,12 +85,12 @@ class Plan:
 
     def outside(self, place: int | None) -> bool:
         """Whether the place's point, the baseline's, is not in the space: then the sampler is not told of it."""
-        return self.is_baseline(place) and bool(len(self.space)) and self.space.told(self.base_point) is None
+        return self.is_baseline(place) and self.space.told(self.base_point) is None
 
     def candidates(self, point: Point) -> list[Point]:
         """The decode-time settings that a trained model is scored with."""
-        if len(self.decode):
-            return self.decode.candidates()
+        if found := self.decode.candidates():
+            return found
         measured = any(name.startswith("generation/") for name in self.sweep.objectives)
         return [{key: value for key, value in point.items() if decode_time(key)}] if measured else []
 
@@ -133,22 +126,15 @@ def read_plan(words: list[str]) -> Plan:
     whole = read_space(settled({**sweep.params, **offered}, typed))
     space, decode = whole.parts(sweep.joint)
     base_point: Point = {}
+    settings = flat(asdict(base)) | choices
     for p in space.parameters:
         if p.called_for(base_point):
-            base_point[p.key] = base_value(p.key, base, choices)
+            base_point[p.key] = settings.get(p.key)
     given = [dict(point) for point in sweep.enqueue] + (space.grid() if sweep.sampler == "grid" else [])
     start = [base_point] if sweep.baseline or not len(space) else []
     points = [*start, *(point for point in given if point not in start)]
-    plan = Plan(
-        words=words,
-        variants=Variants(plain),
-        base=base,
-        sweep=sweep,
-        space=space,
-        decode=decode,
-        base_point=base_point,
-        points=points,
-    )
+    plan = Plan(words=words, variants=Variants(plain), base=base, sweep=sweep, space=space, decode=decode,
+                base_point=base_point, points=points)  # fmt: skip
     check(plan, whole, given)
     return plan
 
@@ -187,11 +173,6 @@ def settled(params: Mapping[str, Any], typed: Mapping[str, str]) -> dict[str, An
     return found
 
 
-def base_value(key: str, base: RunConfig, choices: dict[str, str]) -> Any:
-    """What the base run has for a key: the option of a group, or a setting's value."""
-    return choices[key] if key in choices else flat(asdict(base)).get(key)
-
-
 def beneath(key: str, parents: tuple[str, ...]) -> bool:
     """Whether the key is one of these or lies below one."""
     return any(key == parent or key.startswith(f"{parent}.") for parent in parents)
@@ -208,8 +189,7 @@ def check(plan: Plan, whole: Space, given: list[Point]) -> None:
     if plan.n_trials < len(plan.points):
         rule = f"leaves no room for the baseline and the enqueued points, {len(plan.points)} in all"
         raise plan.sweep.refuse("n_trials", rule, f"Set sweep.n_trials={len(plan.points)}")
-    if len(plan.decode):
-        plan.decode.candidates()
+    plan.decode.candidates()
 
 
 def check_keys(plan: Plan, whole: Space) -> None:

@@ -29,13 +29,6 @@ SAMPLERS: dict[str, Any] = {
     "random": ("RandomSampler", {}),
     "grid": ("RandomSampler", {}),  # every point is given
 }
-PRUNERS = {
-    "halving": "SuccessiveHalvingPruner",
-    "hyperband": "HyperbandPruner",
-    "median": "MedianPruner",
-    "threshold": "ThresholdPruner",
-    "none": "NopPruner",
-}
 
 
 def build_sampler(config: SweepConfig, number: int) -> BaseSampler:
@@ -49,14 +42,16 @@ def build_sampler(config: SweepConfig, number: int) -> BaseSampler:
 
 def build_pruner(config: SweepConfig, first: int, last: int) -> BasePruner:
     """The pruner; rungs begin at the first report, ``last`` is the last one's mark. Raises ConfigError for unknown options."""
-    options: dict[str, Any] = {}
-    if config.pruner in ("halving", "hyperband"):
-        options = {"min_resource": first, "reduction_factor": REDUCTION}
-    if config.pruner == "hyperband":
-        options["max_resource"] = max(first, last)
-    if config.pruner == "median":
-        options = {"n_startup_trials": 4}
-    return build("pruner", PRUNERS[config.pruner], options | config.pruner_options)
+    rungs = {"min_resource": first, "reduction_factor": REDUCTION}
+    pruners: dict[str, tuple[str, dict[str, Any]]] = {
+        "halving": ("SuccessiveHalvingPruner", rungs),
+        "hyperband": ("HyperbandPruner", {**rungs, "max_resource": max(first, last)}),
+        "median": ("MedianPruner", {"n_startup_trials": 4}),
+        "threshold": ("ThresholdPruner", {}),
+        "none": ("NopPruner", {}),
+    }
+    name, options = pruners[config.pruner]
+    return build("pruner", name, options | config.pruner_options)
 
 
 def build(kind: str, name: str, options: dict[str, Any]) -> Any:

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Quote, QuotedString, RangeSweep, Sweep
 from hydra.errors import HydraException
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import Trial
 
 from gpt2_lightning.config import parse_override
@@ -30,7 +30,10 @@ MOST_CANDIDATES, MOST_POINTS, MOST_VALUES = 256, 10_000, 1_000
 OF_INTERVAL = 8  # decode-time candidates taken from an interval
 OUTSIDE: Final = object()  # what the storage holds for a value that is none of the parameter's; None may be one
 
+NO_TEXT = ("null", "true", "false", "nan", "inf")  # to Hydra's grammar
+
 Point = dict[str, Any]  # values by key
+Distribution = FloatDistribution | IntDistribution | CategoricalDistribution
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +44,7 @@ class Parameter:
     """
 
     key: str
-    distribution: BaseDistribution
+    distribution: Distribution
     values: tuple[Any, ...] = ()
     when: tuple[str, Any] | None = None
 
@@ -55,7 +58,7 @@ class Parameter:
         d = self.distribution
         if isinstance(d, IntDistribution) and not d.log:
             return f"range({d.low}, {d.high + d.step}, {d.step})"
-        if isinstance(d, FloatDistribution | IntDistribution):
+        if not isinstance(d, CategoricalDistribution):
             tags = ["log"] * d.log + ["int"] * isinstance(d, IntDistribution)
             text = f"interval({d.low}, {d.high})"
             return f"tag({', '.join(tags)}, {text})" if tags else text
@@ -74,7 +77,6 @@ class Parameter:
         d = self.distribution
         if isinstance(d, CategoricalDistribution):
             return next((label(one) for one in self.values if same(one, value)), OUTSIDE)
-        assert isinstance(d, FloatDistribution | IntDistribution)
         if isinstance(value, bool) or not isinstance(value, int | float) or not d.low <= value <= d.high:
             return OUTSIDE
         if isinstance(d, FloatDistribution):
@@ -84,14 +86,14 @@ class Parameter:
     def ends(self) -> list[Any]:
         """The values that have to be fit to be set: every one of a choice, both ends of an interval."""
         d = self.distribution
-        return [d.low, d.high] if isinstance(d, FloatDistribution | IntDistribution) else list(self.values)
+        return list(self.values) if isinstance(d, CategoricalDistribution) else [d.low, d.high]
 
     def candidates(self) -> Sequence[Any]:
         """The values that are tried one by one: all, or evenly spaced ones of an interval."""
         d = self.distribution
         if isinstance(d, IntDistribution) and not d.log:
             return range(d.low, d.high + 1, d.step)
-        if not isinstance(d, FloatDistribution | IntDistribution):
+        if isinstance(d, CategoricalDistribution):
             return self.values
         shares = [i / (OF_INTERVAL - 1) for i in range(OF_INTERVAL)]
         spaced = [d.low * (d.high / d.low) ** s if d.log else d.low + (d.high - d.low) * s for s in shares]
@@ -179,7 +181,6 @@ def suggest(trial: Trial, p: Parameter) -> Any:
         return trial.suggest_categorical(p.name, d.choices)
     if isinstance(d, IntDistribution):
         return trial.suggest_int(p.name, d.low, d.high, step=d.step, log=d.log)
-    assert isinstance(d, FloatDistribution)
     return trial.suggest_float(p.name, d.low, d.high, log=d.log)
 
 
@@ -263,7 +264,7 @@ def check_values(key: str, values: tuple[Any, ...], shown: str) -> None:
         raise refuse(key, shown, "must offer values, each once, and finite ones")
 
 
-def interval(key: str, asked: IntervalSweep, shown: str) -> BaseDistribution:
+def interval(key: str, asked: IntervalSweep, shown: str) -> Distribution:
     """``interval(low, high)``, on a logarithmic scale and of integers where tagged."""
     low, high, log = asked.start, asked.end, "log" in asked.tags
     assert low is not None and high is not None
@@ -276,7 +277,7 @@ def interval(key: str, asked: IntervalSweep, shown: str) -> BaseDistribution:
     return FloatDistribution(low, high, log=log)
 
 
-def whole_range(key: str, asked: RangeSweep, shown: str) -> BaseDistribution:
+def whole_range(key: str, asked: RangeSweep, shown: str) -> Distribution:
     """``range(start, stop, step)``, without ``stop`` as in Python and in Hydra."""
     values = range(int(asked.start or 0), int(asked.stop or 0), int(asked.step))
     if not values:
@@ -334,12 +335,6 @@ def override_text(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{k}:{override_text(v)}" for k, v in value.items()) + "}"
     if isinstance(value, str):
-        plain = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./-]*", value) and value.lower() not in (
-            "null",
-            "true",
-            "false",
-            "nan",
-            "inf",
-        )
+        plain = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./-]*", value) and value.lower() not in NO_TEXT
         return value if plain else QuotedString(value, Quote.single).with_quotes()
     return repr(float(value)) if isinstance(value, float) else str(value)

@@ -83,17 +83,13 @@ def open_storage(asked: str, folder: Path) -> BaseStorage:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     name, _, path = asked.partition(":")
     if name == "journal":
-        return open_journal(Path(path) if path else folder / "journal.log")
+        file = Path(path) if path else folder / "journal.log"
+        require_writable(file)
+        try:
+            return Journal(JournalFile(file))
+        except OSError as error:
+            raise StudyError("the study's journal cannot be read", key=KEY, value=str(file), rule=first_line(error)) from error
     return open_database(URL.create("sqlite", database=str(folder / "study.db")) if asked == "sqlite" else parsed_url(asked))
-
-
-def open_journal(path: Path) -> BaseStorage:
-    """A journal, replayed; the file is made where there is none."""
-    require_writable(path)
-    try:
-        return Journal(JournalFile(path))
-    except OSError as error:
-        raise StudyError("the study's journal cannot be read", key=KEY, value=str(path), rule=first_line(error)) from error
 
 
 def require_writable(path: Path) -> None:
@@ -124,11 +120,6 @@ def parsed_url(text: str) -> URL:
     return url
 
 
-def place(url: URL) -> str:
-    """Which database it is, for a message: scheme, host, port and name."""
-    return URL.create(url.drivername, host=url.host, port=url.port, database=url.database).render_as_string()
-
-
 def open_database(url: URL) -> RDBStorage:
     """Optuna's storage in a database whose tables are there; two processes may make them at once."""
     if url.get_backend_name() == "sqlite":
@@ -136,12 +127,10 @@ def open_database(url: URL) -> RDBStorage:
     for tries_left in reversed(range(TABLE_TRIES)):
         try:
             return connected(url)
-        except (exc.DBAPIError, StorageInternalError) as error:
+        except (exc.DBAPIError, StorageInternalError, ImportError, exc.NoSuchModuleError, RuntimeError) as error:
             if not tries_left or not is_race(error):
                 raise unusable(url, error) from error
             time.sleep(random.uniform(0.05, 0.4))
-        except (ImportError, exc.NoSuchModuleError, RuntimeError) as error:
-            raise unusable(url, error) from error
     raise AssertionError("the last try returns or raises")
 
 
@@ -199,7 +188,8 @@ def unusable(url: URL, error: Exception) -> StudyError:
         remedy = f"Install it: pip install {install}"
     elif is_away(error):
         what = "the study's database cannot be reached"
-    return StudyError(what, key=KEY, value=place(url), rule=rule, remedy=remedy)
+    place = URL.create(url.drivername, host=url.host, port=url.port, database=url.database).render_as_string()
+    return StudyError(what, key=KEY, value=place, rule=rule, remedy=remedy)
 
 
 def is_away(error: Exception) -> bool:
@@ -208,10 +198,6 @@ def is_away(error: Exception) -> bool:
     if isinstance(error, exc.DBAPIError):
         return error.connection_invalidated or isinstance(error, exc.OperationalError | exc.InterfaceError)
     return isinstance(error, StorageInternalError | exc.TimeoutError | OSError) and not isinstance(error, PlatformError)
-
-
-def nothing() -> None:
-    """What is done while waiting, by default."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -227,10 +213,13 @@ class Patience:
     """
 
     seconds: float = 300.0
-    while_waiting: Callable[[], None] = nothing
+    while_waiting: Callable[[], None] = lambda: None
 
     def call(self, what: Callable[[], T]) -> T:
-        """What ``what`` returns; raises StudyError when the storage stays away, and any other error at once."""
+        """What ``what`` returns; raises StudyError when the storage stays away, and any other error at once.
+
+        Meanwhile the rest is looked after several times a second.
+        """
         began, pause = None, 0.2
         while True:
             try:
@@ -246,18 +235,14 @@ class Patience:
                 if now - began >= self.seconds:
                     rule = f"it has not answered for {self.seconds:g} s: {reason(error)}"
                     raise StudyError("the study's storage is away", rule=rule) from error
-                self.wait(min(pause, began + self.seconds - now))
+                end = min(now + pause, began + self.seconds)
+                while (left := end - time.monotonic()) > 0:
+                    self.while_waiting()
+                    time.sleep(min(left, 0.2))
                 pause = min(2 * pause, 5.0)
         if began is not None:
             say(f"the study's storage is back after {time.monotonic() - began:.0f} s")
         return answer
-
-    def wait(self, seconds: float) -> None:
-        """Look after the rest several times a second."""
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            self.while_waiting()
-            time.sleep(min(left, 0.2))
 
 
 def say(line: str) -> None:
@@ -308,7 +293,7 @@ class JournalFile(BaseJournalBackend):
         text = b"".join(json.dumps(log, separators=(",", ":")).encode() + b"\n" for log in logs)
         with self.locked(os.O_RDWR | os.O_APPEND, fcntl.LOCK_EX) as file:
             whole = self.starts[-1] + self.since(file, len(self.starts) - 1).rfind(b"\n") + 1
-            if whole > self.starts[-1] and any(map(is_claim, logs)):
+            if whole > self.starts[-1] and any("trial_id" in log and log.get("state") == TrialState.RUNNING for log in logs):
                 raise Stale
             os.ftruncate(file, whole)  # the torn line of a killed writer
             try:
@@ -359,11 +344,6 @@ class JournalFile(BaseJournalBackend):
         rule = f"{self.path}:{number + 1} is not a line of Optuna's journal"
         remedy = "Bring the file back from a copy, or cut it before that line to lose what follows"
         raise StudyError("the study's journal is damaged", rule=rule, remedy=remedy)
-
-
-def is_claim(log: dict[str, Any]) -> bool:
-    """Whether the operation takes a waiting trial."""
-    return "trial_id" in log and log.get("state") == TrialState.RUNNING
 
 
 def read_all(file: int, begin: int, end: int) -> bytes:

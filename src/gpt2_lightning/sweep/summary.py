@@ -1,4 +1,4 @@
-"""What comes out of a study: its trainings in; ``trials.csv``, ``decode.csv``, ``best.yaml`` and a summary on the terminal out.
+"""What comes out of a study: its trainings in; trials.csv, decode.csv, best.yaml, study.json and a summary for a terminal out.
 
 One number: 5 runner-ups are named. Choice not taken: Optuna's own best trial, for the reason that report.ranking gives.
 """
@@ -12,33 +12,22 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from optuna.distributions import distribution_to_json
+
 from gpt2_lightning.config import RunConfig, load_config, to_yaml
 from gpt2_lightning.folder import write_whole
 from gpt2_lightning.report import ranking
 from gpt2_lightning.report.ranking import Row
+from gpt2_lightning.report.record import RECORD
 from gpt2_lightning.settings.sampler import SamplerConfig
 from gpt2_lightning.sweep.ledger import Root
+from gpt2_lightning.sweep.outcome import read_scores
 from gpt2_lightning.sweep.plan import Plan
+from gpt2_lightning.sweep.storage import redacted
 
-__all__ = ["Row", "front", "rank", "rows_of", "shown", "summary", "write_tables"]
+__all__ = ["front", "rank", "short", "shown", "summary", "write_record", "write_tables"]
 
 RUNNER_UPS, OF_FRONT = 5, 10
-
-
-def rows_of(roots: list[Root]) -> list[Row]:
-    """The trainings of a study, those beside it last."""
-    return [row_of(root) for root in roots]
-
-
-def row_of(root: Root) -> Row:
-    """One training."""
-    trial, outcome = root.last, root.outcome or {}
-    attrs = trial.user_attrs
-    state = outcome.get("state", "running" if not trial.state.is_finished() else "queued")
-    steps = int(outcome.get("steps", max(trial.intermediate_values, default=0)))
-    of_trial = {"point": attrs.get("point", {}), "beside": attrs.get("beside", {})}
-    of_outcome = {"why": outcome.get("class", ""), "values": outcome.get("values", {}), "outcome": outcome}
-    return Row(name=root.name, place=root.place, state=state, steps=steps, **of_trial, **of_outcome)
 
 
 def rank(rows: list[Row], plan: Plan) -> list[Row]:
@@ -55,24 +44,24 @@ def write_tables(rows: list[Row], plan: Plan) -> None:
     """trials.csv and decode.csv; best.yaml, or the front's, where there is a best."""
     keys = list(dict.fromkeys(key for row in rows for key in row.point))
     objectives = plan.sweep.objectives
-    best = {row.name for row in (front(rows, plan) if len(objectives) > 1 else rank(rows, plan)[:1])}
+    best = front(rows, plan) if len(objectives) > 1 else rank(rows, plan)[:1]
+    names = {row.name for row in best}
     heads = ["trial", "state", "best", *objectives, "steps", "seconds", "class", "reason", *keys, "decode", "folder"]
     table = [
-        [row.name, row.state, int(row.name in best), *(row.values.get(name, "") for name in objectives), row.steps,
+        [row.name, row.state, int(row.name in names), *(row.values.get(name, "") for name in objectives), row.steps,
          row.outcome.get("seconds", ""), row.why, row.outcome.get("reason", ""), *(plain(row.point.get(key)) for key in keys),
          plain(row.outcome.get("decode", {}).get("candidate", "")), row.outcome.get("folder", "")]
         for row in rows
     ]  # fmt: skip
     write_whole(plan.folder / "trials.csv", as_csv([heads, *table]))
     write_decode(rows, plan)
-    if len(objectives) == 1:
-        for row in rank(rows, plan)[:1]:
-            write_whole(plan.folder / "best.yaml", best_yaml(row, plan))
+    if len(objectives) == 1 and best:
+        write_whole(plan.folder / "best.yaml", best_yaml(best[0], plan))
 
 
 def write_decode(rows: list[Row], plan: Plan) -> None:
     """decode.csv: every candidate's measures on every trained model."""
-    scored = [(row, score) for row in rows for score in read_decode(row, plan)]
+    scored = [(row, one) for row in rows if row.state == "complete" for one in read_scores(plan.folder / row.name)]
     if not scored:
         return
     keys = list(dict.fromkeys(key for _, score in scored for key in score["candidate"]))
@@ -82,15 +71,6 @@ def write_decode(rows: list[Row], plan: Plan) -> None:
         for row, score in scored
     ]
     write_whole(plan.folder / "decode.csv", as_csv([["trial", *keys, *measures], *lines]))
-
-
-def read_decode(row: Row, plan: Plan) -> list[dict[str, Any]]:
-    """The scores of a trial's candidates, where its folder is at hand."""
-    try:
-        text = (plan.folder / row.name / "scores.json").read_text(encoding="utf-8")
-        return json.loads(text) if row.state == "complete" else []
-    except (OSError, ValueError):
-        return []
 
 
 def as_csv(lines: list[list[Any]]) -> str:
@@ -126,27 +106,72 @@ def settings_of(file: str) -> RunConfig:
     return load_config(file, [])
 
 
+def write_record(roots: list[Root], plan: Plan) -> None:
+    """study.json: all that a report, dashboards and lists need. They never read the storage, which may be far away, or busy."""
+    s = plan.sweep
+    record = {
+        "study": s.name,
+        "words": [redacted(word) for word in plan.words],
+        "objectives": s.objectives,
+        "directions": s.directions,
+        "n_trials": plan.n_trials,
+        "sampler": s.sampler,
+        "pruner": s.pruner,
+        "decode_objective": s.decode_objective,
+        "decode_direction": s.decode_direction,
+        "baseline": "trial-000" if plan.is_baseline(0) else None,
+        "space": plan.space.as_asked(),
+        "decode": plan.decode.as_asked(),
+        "constraints": dict(s.constraints),
+        "max_steps": plan.base.trainer.max_steps,
+        "trials": [trial_record(root) for root in roots],
+    }
+    write_whole(plan.folder / RECORD, json.dumps(record, allow_nan=False) + "\n")
+
+
+def trial_record(root: Root) -> dict[str, Any]:
+    """One training: what is in trials.csv, and what Optuna's plots are made of."""
+    row, trial = root.row, root.last
+    return {
+        "name": row.name,
+        "place": row.place,
+        "state": row.state,
+        "class": row.why,
+        "values": row.values,
+        "point": row.point,
+        "beside": row.beside,
+        "steps": row.steps,
+        "outcome": {key: value for key, value in row.outcome.items() if key not in ("log", "folder", "fingerprint")},
+        "params": trial.params,
+        "distributions": {name: distribution_to_json(d) for name, d in trial.distributions.items()},
+        "reports": {str(step): value for step, value in sorted(trial.intermediate_values.items())},
+        "attempts": len(root.attempts),
+        "agent": trial.user_attrs.get("agent"),
+        "started": trial.datetime_start.isoformat() if trial.datetime_start else None,
+        "ended": trial.datetime_complete.isoformat() if trial.datetime_complete else None,
+    }
+
+
 def summary(rows: list[Row], plan: Plan) -> str:
     """Best against baseline, the runner-ups, what was pruned and saved, failures by class, where everything is."""
     ranked, own = rank(rows, plan), [row for row in rows if row.place is not None]
     single = len(plan.sweep.objectives) == 1
     best = ranked[:1] if single else front(rows, plan)
     others = [row for row in ranked if row not in best][:RUNNER_UPS]
-    lines = [f"study {plan.sweep.name}: {counts(own)} of {plan.n_trials} trials"]
+    counts = ", ".join(f"{n} {state}" for state, n in sorted(Counter(row.state for row in own).items()))
+    lines = [f"study {plan.sweep.name}: {counts or 0} of {plan.n_trials} trials"]
     lines += best_lines(best, ranked, plan) if best else ["no trial is complete"]
     lines += ["runner-ups", *(f"  {described(row, plan)}" for row in others)] if others else []
-    lines += saved_line(own) + failure_lines(own) + confirm_lines(rows, plan)
+    if found := ranking.saved(own):
+        lines.append(f"pruned    {found}")
+    lines += [f"failed    {n} {why}, such as {row.name}: {reason}" for why, n, row, reason in ranking.failures(own)]
+    if confirmed := ranking.confirmed(rows, plan.sweep.objectives[0]):
+        lines.append(f"{confirmed[0]} fresh seeds  {confirmed[1]}")
     tables = "trials.csv, best.yaml" if best and single else "trials.csv"
     lines += ["", f"folder  {shown(plan.folder)}  ({tables}, a folder a trial)"]
     if best and single:
         lines += ["go on with", f"  python -m gpt2_lightning train best={plan.sweep.name}"]
     return "\n".join([*lines, f"  tensorboard --logdir {shown(plan.folder)}"])
-
-
-def counts(rows: list[Row]) -> str:
-    """``5 complete, 2 pruned, 1 failed``."""
-    by_state = Counter(row.state for row in rows)
-    return ", ".join(f"{n} {state}" for state, n in sorted(by_state.items())) or "0"
 
 
 def best_lines(best: list[Row], ranked: list[Row], plan: Plan) -> list[str]:
@@ -174,23 +199,6 @@ def described(row: Row, plan: Plan) -> str:
 def short(value: Any) -> str:
     """A value in few digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(plain(value)) if value is not None else "none"
-
-
-def saved_line(rows: list[Row]) -> list[str]:
-    """What ending trials early has saved."""
-    found = ranking.saved(rows)
-    return [f"pruned    {found}"] if found else []
-
-
-def failure_lines(rows: list[Row]) -> list[str]:
-    """Failures by class, with the reason of one of each."""
-    return [f"failed    {n} {why}, such as {row.name}: {reason}" for why, n, row, reason in ranking.failures(rows)]
-
-
-def confirm_lines(rows: list[Row], plan: Plan) -> list[str]:
-    """The best and the baseline on fresh seeds: means, deviations, and the p-value of a paired t-test."""
-    found = ranking.confirmed(rows, plan.sweep.objectives[0])
-    return [f"{found[0]} fresh seeds  {found[1]}"] if found else []
 
 
 def shown(path: Path) -> str:

@@ -9,32 +9,11 @@ import shutil
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TextIO
 
-from gpt2_lightning.report.page import duration
-
-__all__ = ["SlotLine", "View"]
+__all__ = ["View"]
 
 DRAW_SECONDS, PLAIN_SECONDS = 0.5, 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class SlotLine:
-    """One trial in one slot."""
-
-    name: str
-    point: str
-    state: str
-    step: int
-    max_steps: int
-    value: float | None
-    seconds_left: float | None
-
-    def __str__(self) -> str:
-        value = "-" if self.value is None else f"{self.value:.4f}"
-        left = "" if self.seconds_left is None else f"  {duration(self.seconds_left)} left"
-        return f"{self.name}  {self.state}  step {self.step}/{self.max_steps}  {value}{left}  {self.point}"
 
 
 class View:
@@ -53,10 +32,8 @@ class View:
         """Whether it is time to show everything."""
         return time.monotonic() - self.last >= (DRAW_SECONDS if self.in_place else PLAIN_SECONDS)
 
-    def show(self, total: str, slots: list[SlotLine]) -> None:
-        """The slots, on a terminal as many as it has room for, and the study, where it is time."""
-        if not self.due():
-            return
+    def show(self, total: str, slots: list[str]) -> None:
+        """The slots, on a terminal as many as it has room for, and the study."""
         self.last = time.monotonic()
         width, height = shutil.get_terminal_size()
         lines = [printable(f"  {line}") for line in slots]

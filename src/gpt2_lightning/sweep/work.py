@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_lightning.config import RunConfig
+from gpt2_lightning.report.page import duration
 from gpt2_lightning.sweep.ledger import Claim
 from gpt2_lightning.sweep.outcome import Reports, best_candidate, log_tail, training_values
 from gpt2_lightning.sweep.plan import Plan, fingerprint
 from gpt2_lightning.sweep.pool import Slot, Trial
 from gpt2_lightning.sweep.space import Point
 from gpt2_lightning.sweep.summary import short
-from gpt2_lightning.sweep.view import SlotLine
 
 __all__ = ["Work"]
 
@@ -25,15 +25,13 @@ LOOKS, LOOK_SECONDS = 500, 1.0  # a second, at all trials' files; at one trial's
 
 @dataclass(slots=True)
 class Work:
-    """``stopping``: why it was asked to end; ``mark``: its fingerprint; ``trained``: the folder of a run with the same."""
+    """``home``: the study's; ``stopping``: why it is to end; ``mark``: its fingerprint; ``trained``: a run's with the same."""
 
     claim: Claim
     slot: Slot
     config: RunConfig
     point: Point
-    folder: Path
-    log: Path
-    reports: Reports
+    home: Path
     trained: Path | None = None
     child: Trial | None = None
     heard: int = 0
@@ -50,9 +48,13 @@ class Work:
     stopping: str = ""
     told: set[int] = field(default_factory=set)
     mark: str = field(init=False)
+    folder: Path = field(init=False)
+    log: Path = field(init=False)
+    reports: Reports = field(init=False)
 
     def __post_init__(self) -> None:
-        self.mark = fingerprint(self.config)
+        self.mark, self.folder = fingerprint(self.config), self.home / self.claim.name
+        self.log, self.reports = self.home / "logs" / f"{self.claim.name}.txt", Reports(self.folder / "metrics.jsonl")
 
     @property
     def source(self) -> Path:
@@ -62,7 +64,7 @@ class Work:
     @property
     def asked_file(self) -> Path:
         """Where the candidates to score are written down."""
-        return self.folder.parent / "configs" / f"{self.claim.name}.score.json"
+        return self.home / "configs" / f"{self.claim.name}.score.json"
 
     def values(self, plan: Plan) -> tuple[dict[str, float], dict[str, Any]]:
         """The objectives' values as far as there are any, and the best decode-time candidate."""
@@ -86,15 +88,14 @@ class Work:
         self.read_at = now
         return True
 
-    def last_part(self) -> str:
-        """What a trial does behind its last step."""
-        return "scoring" if self.asked_file.exists() else "finishing"
-
-    def line(self) -> SlotLine:
+    def __str__(self) -> str:
         """What people see of it."""
-        max_steps, left = self.config.trainer.max_steps, None
+        max_steps, left = self.config.trainer.max_steps, ""
         if self.first and self.step > self.first[1]:
-            left = (time.monotonic() - self.first[0]) / (self.step - self.first[1]) * (max_steps - self.step)
-        state = (self.stopping and f"ending ({self.stopping})") or ("training" if self.step < max_steps else self.last_part())
+            seconds = (time.monotonic() - self.first[0]) / (self.step - self.first[1]) * (max_steps - self.step)
+            left = f"  {duration(seconds)} left"
+        state = "training" if self.step < max_steps else "scoring" if self.asked_file.exists() else "finishing"
+        state = f"ending ({self.stopping})" if self.stopping else state
+        value = "-" if self.value is None else f"{self.value:.4f}"
         point = ", ".join(f"{key}={short(value)}" for key, value in self.point.items())
-        return SlotLine(self.claim.name, point, state, self.step, max_steps, self.value, left)
+        return f"{self.claim.name}  {state}  step {self.step}/{max_steps}  {value}{left}  {point}"
