@@ -140,7 +140,8 @@ def warm_up(plan: Plan, ledger: Ledger) -> None:
         params = plan.space.told(row.point)
         if row.fit and params:
             distributions = {p.name: p.distribution for p in plan.space.parameters if p.name in params}
-            ledger.learn(f"{name}/{row.name}", params, distributions, [row.values[key] for key in plan.sweep.objectives])
+            values = [row.values[key] for key in plan.sweep.objectives]
+            ledger.learn(f"{name}/{row.name}", params=params, distributions=distributions, values=values)
 
 
 def differences(there: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:

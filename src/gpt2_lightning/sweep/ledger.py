@@ -23,7 +23,6 @@ from functools import partial
 from typing import Any, TypeVar
 
 import optuna
-from optuna.distributions import BaseDistribution
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
@@ -139,12 +138,10 @@ class Ledger:
             self.call(lambda: self.storage.set_study_user_attr(self.id, ASKED, asked))
         return there or asked
 
-    def learn(
-        self, origin: str, params: dict[str, Any], distributions: dict[str, BaseDistribution], values: list[float]
-    ) -> None:
-        """Add a finished trial of another study, which takes no place in this one; once for an origin."""
+    def learn(self, origin: str, **known: Any) -> None:
+        """Add a trial of another study, its params, distributions and values; it takes no place here. Once for an origin."""
         if not any(t.user_attrs.get("from") == origin for t in self.trials()):
-            self.add(TrialState.COMPLETE, {"from": origin}, params=params, distributions=distributions, values=values)
+            self.add(TrialState.COMPLETE, {"from": origin}, **known)
 
     def trials(self) -> list[FrozenTrial]:
         """All trials as they are, oldest first, each at the place of its number; not to be changed."""
