@@ -74,7 +74,7 @@ def search(way: str, seed: int, args: argparse.Namespace) -> Curve:
     while used < args.trials * args.steps:
         study.sampler = build_sampler(config, len(study.trials))
         trial = study.ask()
-        curve = train(plan.config(plan.space.ask(trial)), args.curves)
+        curve = train(plan.variants.at(plan.space.ask(trial)), args.curves)
         used += watch(study, trial, curve, args.steps)
         done = [t.value for t in study.trials if t.state == optuna.trial.TrialState.COMPLETE]
         trace.append((used, min(done, default=float("inf"))))

@@ -61,7 +61,7 @@ def test_the_shapes_of_the_architecture_study_have_as_many_parameters() -> None:
 
 def test_a_mixture_study_is_judged_by_the_clean_corpus() -> None:
     plan = plan_of("+sweeps=mixture")
-    corpora = plan.config({"data.corpora.misspelt.weight": 0.5}).data.corpora
+    corpora = plan.variants.at({"data.corpora.misspelt.weight": 0.5}).data.corpora
     assert corpora["misspelt"].weight == 0.5 and corpora["misspelt"].augment.active
     assert not corpora["shakespeare"].augment.active
     assert corpora["shakespeare"].path == corpora["misspelt"].path, "what one holds out, the other does too"
@@ -116,7 +116,7 @@ def test_the_baseline_is_the_first_place_inside_of_the_space_and_outside() -> No
 def test_a_conditional_baseline_holds_what_its_own_options_ask() -> None:
     plan = plan_of("+sweeps=optimizers")
     assert plan.fixed(0) == {"optimizer": "adam", "optimizer.lr (optimizer=adam)": 0.002}
-    assert plan.config({"optimizer": "sgd", "optimizer.lr": 0.5}).optimizer.name == "sgd"
+    assert plan.variants.at({"optimizer": "sgd", "optimizer.lr": 0.5}).optimizer.name == "sgd"
 
 
 def test_enqueued_points_come_after_the_baseline_and_may_leave_keys_open() -> None:
@@ -126,7 +126,7 @@ def test_enqueued_points_come_after_the_baseline_and_may_leave_keys_open() -> No
     joint = ["sampler.k=choice(1, null)", "sweep.joint=true", "sweep.objective=generation/perplexity_gap"]
     plan = plan_of(*joint, "sweep.enqueue=[{sampler.k: null}]")
     assert plan.fixed(1) == {"sampler.k": None}
-    assert plan.config({"sampler.k": None}).sampler.k is None
+    assert plan.variants.at({"sampler.k": None}).sampler.k is None
 
 
 def test_a_grid_has_all_points_and_the_baseline_once() -> None:
@@ -254,7 +254,7 @@ URL = "postgresql://user:pa%40ss@host/db?sslmode=disable"
 def test_a_storage_s_url_is_taken_as_it_is_and_is_in_nothing_that_is_composed(word: str) -> None:
     plan = plan_of("+sweeps=lr", word)
     assert plan.sweep.storage == URL
-    config = plan.config({"optimizer.lr": 0.01}, *plan.trial_words("trial-000", 2))
+    config = plan.variants.at({"optimizer.lr": 0.01} | plan.of_trial("trial-000", 2))
     assert "pa%40ss" not in f"{config} {plan.asked()} {plan.words} {plan.base}"
 
 
@@ -295,7 +295,7 @@ def test_files_that_change_meanwhile_do_not_change_the_study(here: Path) -> None
     plan = read_plan(["+experiment=mine", "optimizer=sgd,adam", "loss.beta=interval(0, 1)"])
     file.write_text("# @package _global_\ntrainer: {max_steps: 10}\n")
     for option in ("sgd", "adam"):
-        config = plan.config({"optimizer": option, "loss.beta": 0.5}, *plan.trial_words("trial-001", 3))
+        config = plan.variants.at({"optimizer": option, "loss.beta": 0.5} | plan.of_trial("trial-001", 3))
         assert (config.trainer.max_steps, config.optimizer.name, config.loss.beta) == (9, option, 0.5)
         assert (config.run.id, config.trainer.threads, config.run.name) == ("trial-001", 3, "mine")
 
@@ -308,7 +308,7 @@ VALUES: list[tuple[str, Any]] = [
 
 @pytest.mark.parametrize(("key", "value"), VALUES)
 def test_a_point_s_values_reach_the_run_as_they_are(key: str, value: Any) -> None:
-    node = asdict(plan_of("+sweeps=lr").config({"optimizer": "adamw", key: value}))
+    node = asdict(plan_of("+sweeps=lr").variants.at({"optimizer": "adamw", key: value}))
     for part in key.split("."):
         node = node[part]
     assert node == value
@@ -331,13 +331,14 @@ def test_a_plain_multirun_is_a_grid_of_runs_named_by_its_words() -> None:
     assert same.sweep.name == plan.sweep.name
     assert read_plan(multirun_words([*words, "seed=2"])).sweep.name != plan.sweep.name
     assert read_plan(multirun_words([*words, "sweep.name=mine"])).sweep.name == "mine"
-    assert read_plan(multirun_words([*words, "sweep.devices_per_trial=2"])).config({}, "trainer.devices=2").trainer.devices == 2
+    two = read_plan(multirun_words([*words, "sweep.devices_per_trial=2"]))
+    assert two.variants.at(two.of_trial("trial-000", None)).trainer.devices == 2
 
 
 def test_a_multirun_tries_experiments_too() -> None:
     plan = read_plan(multirun_words(["+experiment=quickstart,recall", "optimizer.lr=1e-3,2e-3"]))
     assert len(plan.points) == 4 and not plan.sweep.baseline
-    runs = [plan.config(point) for point in plan.points]
+    runs = [plan.variants.at(point) for point in plan.points]
     assert [(run.data.synthetic, run.optimizer.lr) for run in runs] == [
         (None, 1e-3), (None, 2e-3), ("recall", 1e-3), ("recall", 2e-3)]  # fmt: skip
     with pytest.raises(ConfigError, match="no such experiment"):

@@ -50,7 +50,7 @@ def plan(composed: Plan, here: Path) -> Plan:
     plan = replace(composed, base=replace(composed.base, run=run))
     (plan.folder / "configs").mkdir(parents=True)
     for place in range(4):
-        config = plan.config({"loss.beta": 0.1 * place}, *plan.trial_words(f"trial-{place:03d}", 2))
+        config = plan.variants.at({"loss.beta": 0.1 * place} | plan.of_trial(f"trial-{place:03d}", 2))
         (plan.folder / "configs" / f"trial-{place:03d}.yaml").write_text(to_yaml(config))
     return plan
 

@@ -61,7 +61,7 @@ class Agent:
         self.reaped = self.reap_took = self.tried = self.recorded = 0.0
         self.signal = 0
         self.dirty = True
-        self.sampler = cache(lambda candidate: asdict(plan.config(json.loads(candidate)).sampler))  # its whole settings
+        self.sampler = cache(lambda candidate: asdict(plan.variants.at(json.loads(candidate)).sampler))  # its whole settings
         ledger.prepare = lambda place: build_sampler(plan.sweep, place)
         ledger.study.pruner = build_pruner(plan.sweep, *plan.marks)
 
@@ -205,9 +205,8 @@ class Agent:
         if not beside and not self.plan.outside(claim.place):
             point = self.ledger.ask(claim, self.plan.space.ask)
         self.ledger.note(claim, "point", point)
-        seed = [f"seed={beside['seed']}"] if beside else []
         try:
-            config = self.settings(claim, slot, point, seed)
+            config = self.settings(claim, slot, point)
         except ConfigError as error:  # values that are fit one by one, and not together
             self.ledger.tell(claim, {"state": "failed", "class": "error", "reason": str(error), "values": {}, "steps": 0})
             self.view.note(f"{claim.name} failed (error): {error}")
@@ -220,12 +219,13 @@ class Agent:
         asked = ", ".join(f"{key}={short(value)}" for key, value in point.items()) or "the experiment as it is"
         self.view.note(f"{claim.name} starts: {asked}{f' (trained by {work.trained.name})' if work.trained else ''}")
 
-    def settings(self, claim: Claim, slot: Slot, point: Point, more: list[str]) -> RunConfig:
+    def settings(self, claim: Claim, slot: Slot, point: Point) -> RunConfig:
         """The trial's settings: those its file has where it was begun before, on whatever machine."""
         file = self.plan.folder / "configs" / f"{claim.name}.yaml"
         if file.exists():
             return load_config(str(file), [])
-        config = self.plan.config(point, *self.plan.trial_words(claim.name, slot.threads), *more)
+        seed = {"seed": claim.attrs["beside"]["seed"]} if "beside" in claim.attrs else {}
+        config = self.plan.variants.at(point | self.plan.of_trial(claim.name, slot.threads) | seed)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, to_yaml(config))
         return config

@@ -94,15 +94,11 @@ class Plan:
         measured = any(name.startswith("generation/") for name in self.sweep.objectives)
         return [{key: value for key, value in point.items() if decode_time(key)}] if measured else []
 
-    def config(self, point: Point, *more: str) -> RunConfig:
-        """The settings of a run at a point; raises ConfigError."""
-        return self.variants.at(point | dict(word.split("=", 1) for word in more))
-
-    def trial_words(self, name: str, threads: int | None) -> list[str]:
-        """Where a trial is, and what of the machine it has."""
-        words = [f"run.study={self.sweep.name}", f"run.name={self.sweep.name}", f"run.id={name}", "resume=auto"]
-        words += [f"trainer.devices={self.sweep.devices_per_trial}"]
-        return words + ([f"trainer.threads={threads}"] if threads else [])
+    def of_trial(self, name: str, threads: int | None) -> dict[str, Any]:
+        """The settings that say where a trial is, and what of the machine it has."""
+        own: dict[str, Any] = {"run.study": self.sweep.name, "run.name": self.sweep.name, "run.id": name, "resume": "auto"}
+        own |= {"trainer.devices": self.sweep.devices_per_trial}
+        return own | ({"trainer.threads": threads} if threads else {})
 
     def asked(self) -> dict[str, Any]:
         """What a study is held to: all that makes its trials comparable."""
@@ -200,7 +196,7 @@ def check_keys(plan: Plan, whole: Space) -> None:
         beside = dict([p.when]) if p.when else {}
         for value in p.ends():
             try:
-                plan.config({**beside, p.key: value})
+                plan.variants.at({**beside, p.key: value})
             except ConfigError as error:
                 if group_options(p.key) or error.key == p.key:
                     raise
