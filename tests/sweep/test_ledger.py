@@ -231,3 +231,16 @@ def test_a_reading_is_taken_again_once_ten_would_have_fitted(tmp_path: Path) -> 
     assert one.recent() == []
     time.sleep(0.6)
     assert len(one.recent()) == 1
+
+
+def test_a_trial_whose_making_was_not_answered_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = ledger("journal", tmp_path)
+    create = one.storage.beneath.create_new_trial
+
+    def made(*asked: Any) -> None:
+        create(*asked)
+        raise OSError("its answer is lost")
+
+    monkeypatch.setattr(one.storage.beneath, "create_new_trial", made)
+    assert one.add(TrialState.WAITING, {"root": None}) == one.trials()[0]._trial_id == 0
+    assert len(one.trials()) == 1
