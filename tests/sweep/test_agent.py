@@ -4,7 +4,9 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -225,12 +227,26 @@ def test_an_agent_killed_anywhere_loses_nothing(tmp_path: Path, owner: Any, name
     assert stage.roots(4)[0].last.user_attrs["point"] == {"optimizer.lr": 0.001, "loss.beta": 0.0}
 
 
+def paused_between_writes(stage: Stage, pid: int) -> bool:
+    """Whether the agent is paused now; it goes on where it holds SQLite's one lock, for which all others would wait."""
+    kill(pid, signal.SIGSTOP)
+    os.waitpid(pid, os.WUNTRACED)
+    for path in stage.study.glob("*.db") if stage.storage == "sqlite" else ():
+        try:
+            with closing(sqlite3.connect(path, timeout=0)) as database:
+                database.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            kill(pid, signal.SIGCONT)
+            return False
+    return True
+
+
 def test_a_paused_agent_lets_go_of_what_was_taken_over(tmp_path: Path, storage: str) -> None:
     stage = Stage(tmp_path, storage, "sweep.lease_seconds=1", "trainer.max_steps=200", "sweep.n_trials=1", fake={"ms": 60})
     pid = stage.start()
     child = stage.wait_for(lambda: stage.audit("start"))[0]["pid"]
     stage.wait_for(lambda: (stage.study / "trial-000/checkpoint.json").exists())
-    kill(pid, signal.SIGSTOP)
+    stage.wait_for(lambda: paused_between_writes(stage, pid))
     stage.fake = {"ms": 5}
     other = stage.start(log="other")
     stage.wait_for(lambda: len(stage.audit("start")) > 1)
