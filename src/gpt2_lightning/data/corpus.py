@@ -19,30 +19,29 @@ import zlib
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, AnyStr, BinaryIO, NamedTuple
 
-from gpt2_lightning.data.rows import Rows
-from gpt2_lightning.errors import DataError, MachineError
+from gpt2_lightning.data.rows import Rows, broken
+from gpt2_lightning.data.tokens import END_OF_TEXT
+from gpt2_lightning.errors import DataError
 from gpt2_lightning.settings.data import CorpusConfig
 from gpt2_lightning.tasks.catalogue import identity as task_identity
 from gpt2_lightning.tasks.task import Task
 
-__all__ = ["CorpusConfig", "Piece", "Reading", "corpus_files", "document_pieces", "held_out", "identity",
+__all__ = ["CorpusConfig", "Piece", "Reading", "corpus_files", "document_pieces", "identity",
            "json_lines", "read_corpus", "read_files"]  # fmt: skip
 
 READ_BYTES = 1 << 20
-ZSTD_BYTES = 1 << 10  # compressed: one word over and over comes out ten thousand times as large
-OPENERS: dict[str, Callable[[Any], Any]] = {
-    "": lambda file: file,
-    "gzip": lambda file: gzip.GzipFile(fileobj=file),
-    "bz2": bz2.BZ2File,
-    "xz": lzma.LZMAFile,
+OPENERS: dict[bytes, Callable[[Any], Any]] = {  # by what a compressed file begins with
+    b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
+    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ\x00": lzma.LZMAFile,
+    b"\x28\xb5\x2f\xfd": lambda file: open_zstd(file),
 }
 READ_BY = ("validation", "holdout_every", "holdout_limit", "field", "split", "invalid")
-END_OF_TEXT = "<|endoftext|>"
 SEPARATORS = {"line": "\n", "blank_line": "\n\n", "end_of_text": END_OF_TEXT}
-COMPRESSED: dict[bytes, str] = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 BINARY = {
     b"PK\x03\x04": "a zip archive",
     b"PAR1": "a Parquet file whose name does not end in .parquet",
@@ -53,6 +52,8 @@ BINARY = {
     b"\x93NUMPY": "a NumPy array",
     b"\xff\xd8\xff": "a JPEG picture",
 }
+
+Placed = tuple[str, dict[str, Any]]  # where a row stands, and the row
 
 
 class Piece(NamedTuple):
@@ -79,9 +80,11 @@ def read_corpus(config: CorpusConfig, segment_characters: int, reading: Reading,
     Without a validation file of its own, every ``holdout_every``-th document is validation, the rest train.
     """
     reading.bytes_total = sum(path.stat().st_size for path in source_files(config))
-    index = 0
+    every, index = config.holdout_every, 0
+    most = None if config.holdout_limit is None else config.holdout_limit * every
     for piece in read_files(config, str(config.path), segment_characters, reading, task):
-        yield piece._replace(part="validation") if config.validation is None and held_out(config, index) else piece
+        held_out = config.validation is None and index % every == every - 1 and (most is None or index < most)
+        yield piece._replace(part="validation") if held_out else piece
         index += piece.whole
     if config.validation is not None:
         validation = read_files(config, config.validation, segment_characters, reading, task)
@@ -95,12 +98,6 @@ def identity(config: CorpusConfig, segment_characters: int, task: Task | None = 
     return {"files": files, "segment_characters": segment_characters, **own} | {key: getattr(config, key) for key in READ_BY}
 
 
-def held_out(config: CorpusConfig, index: int) -> bool:
-    """Whether the document at this position is validation."""
-    within = config.holdout_limit is None or index < config.holdout_limit * config.holdout_every
-    return within and index % config.holdout_every == config.holdout_every - 1
-
-
 def source_files(config: CorpusConfig) -> list[Path]:
     """The files of a corpus on disk; raises DataError where one is not there."""
     patterns = [pattern for pattern in (config.path, config.validation) if pattern is not None]
@@ -109,28 +106,22 @@ def source_files(config: CorpusConfig) -> list[Path]:
 
 def corpus_files(pattern: str) -> list[Path]:
     """The files a path, a glob or ``bundled:NAME`` stands for, sorted; raises DataError naming the nearest existing path."""
-    try:
-        return found_files(pattern)
-    except OSError as error:  # a name too long, a folder that may not be read
-        raise DataError("corpus", key="data.path", value=pattern, rule=f"cannot be opened: {error.strerror}") from error
-
-
-def found_files(pattern: str) -> list[Path]:
-    """The same, but for what the system refuses."""
     if pattern.startswith("bundled:"):
         pattern = str(files("gpt2_lightning") / "assets" / pattern.removeprefix("bundled:"))
-    if Path(pattern).is_file():
-        return [Path(pattern)]
     if not pattern:
-        raise DataError("corpus", key="data.path", value=pattern, rule="is empty", remedy="Set data.path=FILE")
-    if any(mark in pattern for mark in "*?["):
-        found = sorted(path for path in map(Path, glob.glob(pattern, recursive=True)) if path.is_file())
-        if not found:
+        raise broken(pattern, "is empty", "Set data.path=FILE")
+    try:
+        if Path(pattern).is_file():
+            return [Path(pattern)]
+        if any(mark in pattern for mark in "*?["):
+            if found := sorted(path for path in map(Path, glob.glob(pattern, recursive=True)) if path.is_file()):
+                return found
             raise missing(pattern, "matches no file")
-        return found
-    if Path(pattern).is_dir():
-        raise DataError("corpus", key="data.path", value=pattern, rule="is a folder", remedy=f"Set data.path='{pattern}/*.txt'")
-    raise missing(pattern, "does not exist")
+        if Path(pattern).is_dir():
+            raise broken(pattern, "is a folder", f"Set data.path='{pattern}/*.txt'")
+        raise missing(pattern, "does not exist")
+    except OSError as error:  # a name too long, a folder that may not be read
+        raise broken(pattern, f"cannot be opened: {error.strerror}") from error
 
 
 def missing(pattern: str, rule: str) -> DataError:
@@ -141,112 +132,89 @@ def missing(pattern: str, rule: str) -> DataError:
     names = [entry.name for entry in parent.iterdir()]
     near = get_close_matches(Path(pattern).name, names, n=1, cutoff=0.4)
     remedy = f"The nearest that exists is '{parent / near[0]}'" if near else f"The nearest folder that exists is '{parent}'"
-    return DataError("corpus", key="data.path", value=pattern, rule=f"{rule}, looked for in '{Path.cwd()}'", remedy=remedy)
+    return broken(pattern, f"{rule}, looked for in '{Path.cwd()}'", remedy)
 
 
 def read_files(config: CorpusConfig, pattern: str, size: int, reading: Reading, task: Task | None = None) -> Iterator[Piece]:
-    """The pieces of every file in turn: Parquet, JSON lines, CSV, or plain text."""
+    """The pieces of every file in turn: Parquet, JSON lines, CSV, or plain text; a record is one piece."""
     rows = Rows(config, task)
     for path in corpus_files(pattern):
-        name = path.name
-        for ending in (".gz", ".bz2", ".xz", ".zst"):
-            name = name.removesuffix(ending)
-        if name.endswith(".parquet"):
-            yield from read_parquet(path, rows, size, reading)
-        elif name.endswith((".jsonl", ".ndjson")):
-            yield from read_json_lines(path, rows, size, reading)
-        elif name.endswith((".csv", ".tsv")):
-            yield from read_csv(path, rows, size, reading, "\t" if name.endswith(".tsv") else ",")
+        if found := read_rows(path, rows, reading):
+            for place, row in found:
+                text = rows.text(row, place)
+                yield from [Piece(text, True)] if rows.of_records else document_pieces(text, size)
         elif rows.of_records:
             rule = "holds no records: they are read from .jsonl, .csv, .tsv and .parquet"
-            raise DataError("corpus", key="data.path", value=str(path), rule=rule, remedy="Convert it, or set task=lm")
+            raise broken(str(path), rule, "Convert it, or set task=lm")
         else:
             yield from split_text(read_text(path, config, reading), config.split, size)
 
 
-def row_pieces(rows: Rows, row: dict[str, Any], place: str, size: int) -> Iterator[Piece]:
-    """The pieces of a row's document; a record is one."""
-    text = rows.text(row, place)
-    return iter([Piece(text, True)]) if rows.of_records else document_pieces(text, size)
+def read_rows(path: Path, rows: Rows, reading: Reading) -> Iterator[Placed] | None:
+    """Every row of a file with its place: its path and line, or row; None where its name is that of plain text."""
+    name = path.stem if path.suffix in (".gz", ".bz2", ".xz", ".zst") else path.name
+    if name.endswith(".parquet"):
+        return read_parquet(path, rows, reading)
+    if name.endswith((".jsonl", ".ndjson")):
+        return ((place, json_row(line, rows.config, place)) for place, line in json_lines(path, reading))
+    if name.endswith((".csv", ".tsv")):
+        return read_csv(path, rows.config, reading, "\t" if name.endswith(".tsv") else ",")
+    return None
 
 
-def open_file(path: Path) -> tuple[BinaryIO, str]:
-    """The file, and how it is compressed by what it is, not by what it is called; raises DataError for binary types."""
+def open_file(path: Path) -> tuple[BinaryIO, Any]:
+    """The file, and what it holds, decompressed as it is, not as it is called; raises DataError for binary types."""
     try:
         file = path.open("rb")
         head = file.read(16)
         file.seek(0)
     except OSError as error:
-        raise DataError("corpus", key="data.path", value=str(path), rule=f"cannot be read: {error.strerror}") from error
+        raise broken(str(path), f"cannot be read: {error.strerror}") from error
     for magic, kind in BINARY.items():
         if head.startswith(magic):
-            remedy = "Extract its text first"
-            raise DataError("corpus", key="data.path", value=str(path), rule=f"is {kind}, not text", remedy=remedy)
-    return file, next((kind for magic, kind in COMPRESSED.items() if head.startswith(magic)), "")
+            raise broken(str(path), f"is {kind}, not text", "Extract its text first")
+    return file, next((opener(file) for magic, opener in OPENERS.items() if head.startswith(magic)), file)
+
+
+def open_zstd(file: BinaryIO) -> Any:
+    """Zstandard's frames, one behind the other, by Arrow: zstandard's own reader takes half a frame for the end."""
+    import pyarrow
+
+    return pyarrow.CompressedInputStream(pyarrow.PythonFile(file, "r"), "zstd")
 
 
 def read_bytes(path: Path, reading: Reading) -> Iterator[bytes]:
     """The file's bytes, decompressed, a megabyte at a time; raises DataError when it is cut short or damaged."""
-    file, kind = open_file(path)
+    file, content = open_file(path)
     before = reading.bytes_read
     with file:
         try:
-            for chunk in zstd_chunks(file) if kind == "zstd" else chunks(OPENERS[kind](file)):
+            while chunk := content.read(READ_BYTES):
                 reading.bytes_read = before + file.tell()
                 yield chunk
         except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-            raise DataError("corpus", key="data.path", value=str(path), rule=f"is cut short or damaged: {error}") from error
-
-
-def chunks(file: Any) -> Iterator[bytes]:
-    """What a file holds, a megabyte at a time."""
-    while chunk := file.read(READ_BYTES):
-        yield chunk
-
-
-def zstd_chunks(file: BinaryIO) -> Iterator[bytes]:
-    """Zstandard's frames, one behind the other. Its own reader stops behind the first, and takes half a frame for the end."""
-    try:
-        import zstandard
-    except ImportError as error:
-        raise MachineError("zstd corpus", rule="needs the package zstandard", remedy="pip install zstandard") from error
-    frame = None
-    while data := file.read(ZSTD_BYTES):
-        while data:
-            frame = frame or zstandard.ZstdDecompressor().decompressobj()
-            try:
-                yield frame.decompress(data)
-            except zstandard.ZstdError as error:
-                raise OSError(str(error)) from error
-            data, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
-    if frame is not None:
-        raise EOFError("the last frame has no end")
+            raise broken(str(path), f"is cut short or damaged: {error}") from error
 
 
 def read_text(path: Path, config: CorpusConfig, reading: Reading) -> Iterator[str]:
-    """The file's text a megabyte at a time: byte-order mark stripped, line ends made ``\\n``, NULs counted and warned of."""
+    """The file's text a megabyte at a time: byte-order mark stripped, line ends made ``\\n``, NULs counted and warned of.
+
+    Raises DataError with the byte offset of what is not UTF-8.
+    """
     decoder = codecs.getincrementaldecoder("utf-8-sig")("replace" if config.invalid == "replace" else "strict")
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     done = nuls = 0
-    for chunk in read_bytes(path, reading):
-        nuls += chunk.count(0)
-        yield newlines.decode(decode(decoder, chunk, done, path))
-        done += len(chunk)
-    yield newlines.decode(decode(decoder, b"", done, path, final=True), final=True)
+    for chunk in chain(read_bytes(path, reading), [b""]):
+        try:
+            text = decoder.decode(chunk, not chunk)
+        except UnicodeDecodeError as error:
+            offset = done + len(chunk) - len(error.object) + error.start
+            remedy = "Convert it, or set invalid=replace for this corpus"
+            raise broken(str(path), f"is not UTF-8 at byte {offset}", remedy) from error
+        yield newlines.decode(text, not chunk)
+        done, nuls = done + len(chunk), nuls + chunk.count(0)
     if nuls:
         reading.warnings.append(f"'{path}' holds {nuls} NUL bytes, kept as they are: is it text?")
-
-
-def decode(decoder: codecs.IncrementalDecoder, chunk: bytes, done: int, path: Path, final: bool = False) -> str:
-    """One chunk's text; raises DataError with the byte offset of what is not UTF-8."""
-    try:
-        return decoder.decode(chunk, final)
-    except UnicodeDecodeError as error:
-        offset = done + len(chunk) - len(error.object) + error.start
-        remedy = "Convert it, or set invalid=replace for this corpus"
-        raise DataError(
-            "corpus", key="data.path", value=str(path), rule=f"is not UTF-8 at byte {offset}", remedy=remedy
-        ) from error
 
 
 def split_text(chunks: Iterator[str], split: str, size: int) -> Iterator[Piece]:
@@ -294,18 +262,11 @@ def word_start(text: str, start: int, size: int) -> int:
     return start + size
 
 
-def read_json_lines(path: Path, rows: Rows, size: int, reading: Reading) -> Iterator[Piece]:
-    """One document a line; raises DataError with file and line."""
-    for number, line in enumerate(json_lines(path, reading), start=1):
-        if line.strip():
-            place = f"{path}:{number}"
-            yield from row_pieces(rows, json_row(line, rows.config, place), place, size)
-
-
-def read_csv(path: Path, rows: Rows, size: int, reading: Reading, delimiter: str) -> Iterator[Piece]:
-    """One document a row, its fields named by the first; raises DataError with the file and the row's first line."""
+def read_csv(path: Path, config: CorpusConfig, reading: Reading, delimiter: str) -> Iterator[Placed]:
+    """The rows, their fields named by the first; raises DataError with the file and the row's first line."""
     csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(text_lines(read_text(path, rows.config, reading)), delimiter=delimiter, strict=True)
+    ended = (f"{line}\n" for line in lines(read_text(path, config, reading), "\n"))
+    reader = csv.reader(ended, delimiter=delimiter, strict=True)
     names, line = None, 1
     try:
         for values in reader:
@@ -313,26 +274,28 @@ def read_csv(path: Path, rows: Rows, size: int, reading: Reading, delimiter: str
             if names is None:
                 names = values
             elif len(values) == len(names):
-                yield from row_pieces(rows, dict(zip(names, values, strict=True)), place, size)
+                yield place, dict(zip(names, values, strict=True))
             elif values:
-                rule = f"has {len(values)} fields, and the first line names {len(names)}"
-                raise DataError("corpus", key="data.path", value=place, rule=rule)
+                raise broken(place, f"has {len(values)} fields, and the first line names {len(names)}")
     except csv.Error as error:
-        raise DataError("corpus", key="data.path", value=f"{path}:{line}", rule=f"is not CSV: {error}") from error
+        raise broken(f"{path}:{line}", f"is not CSV: {error}") from error
 
 
-def text_lines(chunks: Iterator[str]) -> Iterator[str]:
-    """The lines of a text that comes in chunks, each with its end."""
-    rest = ""
+def lines(chunks: Iterator[AnyStr], end: AnyStr) -> Iterator[AnyStr]:
+    """The lines of what comes in chunks, without their ends; what is behind the last end is one too."""
+    held: list[AnyStr] = []
     for chunk in chunks:
-        *lines, rest = (rest + chunk).split("\n")
-        yield from (f"{line}\n" for line in lines)
-    if rest:
-        yield rest
+        found = chunk.split(end)
+        held.append(found[0])
+        if len(found) > 1:
+            yield end[:0].join(held)
+            yield from found[1:-1]
+            held = found[-1:]
+    yield end[:0].join(held)
 
 
-def read_parquet(path: Path, rows: Rows, size: int, reading: Reading) -> Iterator[Piece]:
-    """One document a row, a thousand rows at a time; raises DataError with file and row."""
+def read_parquet(path: Path, rows: Rows, reading: Reading) -> Iterator[Placed]:
+    """The rows, a thousand at a time; raises DataError with file and row."""
     import pyarrow
     import pyarrow.parquet
 
@@ -344,27 +307,19 @@ def read_parquet(path: Path, rows: Rows, size: int, reading: Reading) -> Iterato
                 for values in batch.to_pylist():
                     row += 1
                     reading.bytes_read = int(before + row * row_bytes)
-                    yield from row_pieces(rows, values, f"{path}, row {row}", size)
+                    yield f"{path}, row {row}", values
     except UnicodeDecodeError as error:
-        rule = f"is not UTF-8 behind row {row}: {error}"
-        raise DataError("corpus", key="data.path", value=str(path), rule=rule) from error
+        raise broken(str(path), f"is not UTF-8 behind row {row}: {error}") from error
     except (OSError, pyarrow.ArrowException) as error:
-        rule = f"is cut short or damaged: {error}"
-        raise DataError("corpus", key="data.path", value=str(path), rule=rule) from error
+        raise broken(str(path), f"is cut short or damaged: {error}") from error
 
 
-def json_lines(path: Path, reading: Reading) -> Iterator[bytes]:
-    """The file's lines as bytes, without a byte-order mark."""
-    buffer = bytearray()
-    first = True
-    for chunk in read_bytes(path, reading):
-        buffer += chunk.removeprefix(codecs.BOM_UTF8) if first else chunk
-        first = False
-        if b"\n" in chunk:
-            *lines, rest = bytes(buffer).split(b"\n")
-            yield from lines
-            buffer = bytearray(rest)
-    yield bytes(buffer)
+def json_lines(path: Path, reading: Reading) -> Iterator[tuple[str, bytes]]:
+    """The place and the bytes of each line that is not blank, the first without a byte-order mark."""
+    for number, line in enumerate(lines(read_bytes(path, reading), b"\n"), start=1):
+        content = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+        if content.strip():
+            yield f"{path}:{number}", content
 
 
 def json_row(line: bytes, config: CorpusConfig, place: str) -> dict[str, Any]:
@@ -372,7 +327,7 @@ def json_row(line: bytes, config: CorpusConfig, place: str) -> dict[str, Any]:
     try:
         row = json.loads(line.decode("utf-8", "replace" if config.invalid == "replace" else "strict"))
     except (ValueError, RecursionError) as error:
-        raise DataError("corpus", key="data.path", value=place, rule=f"is not JSON: {error}") from error
+        raise broken(place, f"is not JSON: {error}") from error
     if not isinstance(row, dict):
-        raise DataError("corpus", key="data.path", value=place, rule="is no JSON object")
+        raise broken(place, "is no JSON object")
     return row

@@ -11,7 +11,7 @@ from gpt2_lightning.errors import DataError
 from gpt2_lightning.settings.data import CorpusConfig
 from gpt2_lightning.tasks.task import BadRecord, Part, Record, Task
 
-__all__ = ["Rows", "checked_text", "stored_record", "stored_text", "text_column"]
+__all__ = ["Rows", "broken", "checked_text", "stored_record", "stored_text", "text_column"]
 
 
 class Rows:
@@ -32,16 +32,15 @@ class Rows:
         try:
             record = self.task.read(row)
         except BadRecord as error:
-            rule, remedy = str(error), "Set task.x and task.y, or mend the record"
-            raise DataError("record", key="data.path", value=place, rule=rule, remedy=remedy) from error
-        return stored_text([Part(part.kind, checked_text(part.text, self.config, place)) for part in require_y(record, place)])
+            raise broken(place, str(error), "Set task.x and task.y, or mend the record", "record") from error
+        if not any(part.kind == "y" and part.text for part in record):
+            raise broken(place, "has nothing to predict: no Y, or an empty one", what="record")
+        return stored_text([Part(part.kind, checked_text(part.text, self.config, place)) for part in record])
 
 
-def require_y(record: Record, place: str) -> Record:
-    """The record, if something of it is predicted; raises DataError."""
-    if not any(part.kind == "y" and part.text for part in record):
-        raise DataError("record", key="data.path", value=place, rule="has nothing to predict: no Y, or an empty one")
-    return record
+def broken(place: str, rule: str, remedy: str = "", what: str = "corpus") -> DataError:
+    """The error for what is read, or cannot be, at a place: a path, a file's line or row."""
+    return DataError(what, key="data.path", value=place, rule=rule, remedy=remedy)
 
 
 def stored_text(record: Record) -> str:
@@ -58,7 +57,7 @@ def text_column(names: list[str], config: CorpusConfig, place: str) -> str:
     """The configured field; raises DataError naming those there are."""
     if config.field not in names:
         rule = f"has no field '{config.field}'; it has {', '.join(names) or 'none'}"
-        raise DataError("corpus", key="data.path", value=place, rule=rule, remedy="Set field=NAME for this corpus")
+        raise broken(place, rule, "Set field=NAME for this corpus")
     return config.field
 
 
@@ -66,14 +65,12 @@ def checked_text(value: Any, config: CorpusConfig, place: str) -> str:
     """A row's text, its line ends made ``\\n``; raises DataError where it is none, or holds half a surrogate pair."""
     if not isinstance(value, str):
         rule = f"holds no text in the field '{config.field}' but {type(value).__name__}"
-        raise DataError("corpus", key="data.path", value=place, rule=rule, remedy="Set field=NAME for this corpus")
+        raise broken(place, rule, "Set field=NAME for this corpus")
     try:
         value.encode()
     except UnicodeEncodeError as error:
         if config.invalid != "replace":
             remedy = "Repair it, or set invalid=replace for this corpus"
-            raise DataError(
-                "corpus", key="data.path", value=place, rule="holds half a surrogate pair", remedy=remedy
-            ) from error
+            raise broken(place, "holds half a surrogate pair", remedy) from error
         value = value.encode("utf-8", "replace").decode()
     return value.replace("\r\n", "\n").replace("\r", "\n") if "\r" in value else value

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt2_lightning.data.corpus import Reading, corpus_files, json_lines, read_files
+from gpt2_lightning.data.corpus import Placed, Reading, corpus_files, json_lines, read_files
 from gpt2_lightning.data.hub import hub_rows
 from gpt2_lightning.data.rows import stored_record
 from gpt2_lightning.data.source import Documents, document_tokens, open_corpora
@@ -25,8 +25,6 @@ from gpt2_lightning.tasks.task import Record, Task
 __all__ = ["corpora_texts", "file_texts", "hub_records", "local_records", "task_records"]
 
 SEGMENT = 16_384  # characters of a piece
-
-Placed = tuple[str, dict[str, Any]]
 
 
 @contextmanager
@@ -43,12 +41,7 @@ def called_path() -> Iterator[None]:
 def local_records(pattern: str, limit: int | None) -> list[Placed]:
     """The objects of files of JSON lines, each with its file and line; raises DataError."""
     with called_path():
-        lines = (
-            (f"{path}:{number}", line)
-            for path in corpus_files(pattern)
-            for number, line in enumerate(json_lines(path, Reading()), 1)
-            if line.strip()
-        )
+        lines = (placed for path in corpus_files(pattern) for placed in json_lines(path, Reading()))
         return [(place, record(line, place)) for place, line in islice(lines, limit)]
 
 
