@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from gpt2_lightning.decoder import Decoder
 from gpt2_lightning.loss import IGNORED, token_losses
@@ -56,22 +56,13 @@ def checked(decoder: Decoder, context: Tokens, continuation: Tokens) -> tuple[li
 
 
 def score_batch(decoder: Decoder, rows: list[tuple[list[int], int]]) -> list[Score]:
-    """The scores of rows that are side by side."""
-    inputs, targets = side_by_side(rows, decoder.wte.weight.device)
+    """The scores of rows that are side by side ``[B, T]``, padded on the right; contexts and padding are IGNORED."""
+    aims = [[IGNORED] * (len(tokens) - 1 - n) + tokens[len(tokens) - n :] for tokens, n in rows]
+    inputs = pad_sequence([torch.tensor(tokens[:-1]) for tokens, _ in rows], batch_first=True)
+    targets = pad_sequence([torch.tensor(aim) for aim in aims], batch_first=True, padding_value=IGNORED)
+    inputs, targets = inputs.to(decoder.wte.weight.device), targets.to(decoder.wte.weight.device)
     wanted = targets != IGNORED
     losses, hits = token_losses(decoder.hidden(inputs)[wanted], decoder.wte.weight, targets[wanted])
     sizes = [n for _, n in rows]
     parts = zip(losses.double().split(sizes), hits.split(sizes), strict=True)
     return [Score(-float(loss.sum()), bool(hit.all())) for loss, hit in parts]
-
-
-def side_by_side(rows: list[tuple[list[int], int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Inputs and targets ``[B, T]``, padded on the right; the targets of contexts and padding are IGNORED."""
-    longest = max(len(tokens) for tokens, _ in rows) - 1
-    inputs = torch.zeros(len(rows), longest, dtype=torch.long)
-    targets = torch.full_like(inputs, IGNORED)
-    for row, (tokens, n) in enumerate(rows):
-        whole = torch.tensor(tokens)
-        inputs[row, : len(tokens) - 1] = whole[:-1]
-        targets[row, len(tokens) - 1 - n : len(tokens) - 1] = whole[len(tokens) - n :]
-    return inputs.to(device), targets.to(device)
