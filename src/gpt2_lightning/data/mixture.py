@@ -7,7 +7,6 @@ One number: 1/4,096, the most by which a corpus's share can miss its weight.
 Choice not taken: drawing the corpus by chance alone, which leaves no closed form for how often each was drawn before.
 """
 
-from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -51,7 +50,9 @@ class Mixture:
         self.limits = [None if e is None else e * n for e, n in zip(epochs, sizes, strict=True)]
         self.phases = plan(weights, self.limits)
         self.end = self.phases[-1].start * BLOCK if not any(self.phases[-1].quota) else None
-        self.permutations = [self.cached_permutations(corpus) for corpus in range(len(sizes))]
+        # lanes stand in two windows of a large corpus, and in many epochs of a small one
+        kept = [max(2, min(256, CACHED_NUMBERS // max(1, min(window, size)))) for size in sizes]
+        self.permutations = [lru_cache(n)(partial(self.make_permutation, corpus)) for corpus, n in enumerate(kept)]
         self.owners = lru_cache(64)(self.make_owners)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -93,11 +94,6 @@ class Mixture:
         ranks = np.empty(BLOCK, np.int64)
         ranks[np.argsort(owners, kind="stable")] = within
         return owners, ranks
-
-    def cached_permutations(self, corpus: int) -> Callable[[int, int], np.ndarray]:
-        """A corpus's permutations by epoch and window; lanes stand in two of a large one, in many epochs of a small one."""
-        length = max(1, min(self.window, self.sizes[corpus]))
-        return lru_cache(max(2, min(256, CACHED_NUMBERS // length)))(partial(self.make_permutation, corpus))
 
     def make_permutation(self, corpus: int, epoch: int, window: int) -> np.ndarray:
         """The order of one window's documents."""
