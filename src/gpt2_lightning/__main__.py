@@ -249,9 +249,9 @@ def look_at_data(words: list[str]) -> None:
         own[key] = whole_number(key, value, at_least=0 if key in ("skip", "workers") else 1)
     config = compose_config([word for word in words if word.partition("=")[0] not in own])
     check_output(config.run.folder)
-    from gpt2_lightning import run
+    from gpt2_lightning.data.look import look
 
-    run.look_at_data(config, **own)
+    look(config, **own)
 
 
 def whole_number(key: str, value: str, at_least: int) -> int:

@@ -26,7 +26,6 @@ from gpt2_lightning.checkpoint import (
 )
 from gpt2_lightning.config import RunConfig, from_plain
 from gpt2_lightning.dashboard import Dashboard
-from gpt2_lightning.data.look import Look, look
 from gpt2_lightning.data.stream import StreamDataModule
 from gpt2_lightning.decoder import Decoder
 from gpt2_lightning.errors import CheckpointError, MachineError, NumbersError, PlatformError
@@ -42,7 +41,7 @@ from gpt2_lightning.trained import find_checkpoint
 from gpt2_lightning.trainer import build_trainer, choose_devices, choose_precision, with_ranks
 from gpt2_lightning.world import RUN_FOLDER, find_world, own_rank
 
-__all__ = ["look_at_data", "train"]
+__all__ = ["train"]
 
 RUN_START = "GPT2_LIGHTNING_START"  # tells the other ranks the checkpoint that rank 0 chose,
 RUN_INIT = "GPT2_LIGHTNING_INIT"  # the weights it starts from without one,
@@ -278,15 +277,6 @@ def open_data(config: RunConfig) -> StreamDataModule:
     )
     data.setup()
     return data
-
-
-def look_at_data(config: RunConfig, n: int, skip: int, workers: int, ranks: int) -> None:
-    """The ``data`` command: the stream of a run, ``n`` steps of it behind ``skip`` others."""
-    rows = config.trainer.step_rows(config.data.batch_size, config.model.block_size, config.trainer.ranks)
-    folder = Path(config.run.folder) / "cache"
-    asked = Look(data=config.data, augment=config.augment, block_size=config.model.block_size, seed=config.seed, rows=rows,
-                 cache=folder, task=config.task, steps=n, skip=skip, workers=workers, ranks=ranks)  # fmt: skip
-    look(asked)
 
 
 def fit(

@@ -7,7 +7,7 @@ its features from GPT-2 large off the hub, and asks for thousands of texts, wher
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from itertools import chain
 from statistics import fmean, linear_regression
 
@@ -15,7 +15,7 @@ from gpt2_lightning.metrics import perplexity
 
 __all__ = ["distinct", "perplexity_gap", "repetition", "self_bleu", "text_metrics", "zipf"]
 
-Text = Sequence[int]
+Text = Sequence[Hashable]  # of tokens, or of words
 BLEU_ORDERS = (1, 2, 3, 4)
 UNMATCHED = 0.1  # n-grams counted where none of an order matches (method 1 of Chen and Cherry 2014)
 ZIPF_RANKS = 5000  # the most frequent tokens, as Holtzman et al. count them; behind are those seen once or twice
@@ -43,7 +43,7 @@ def text_metrics(
     return {name: value for name, value in measures.items() if math.isfinite(value)}
 
 
-def ngrams(text: Text, n: int) -> list[tuple[int, ...]]:
+def ngrams(text: Text, n: int) -> list[tuple[Hashable, ...]]:
     """All runs of ``n`` tokens in order; none where the text is shorter."""
     return list(zip(*(text[i:] for i in range(n)), strict=False))
 
@@ -86,7 +86,7 @@ def clipped_matches(texts: Sequence[Text], n: int) -> list[tuple[int, int]]:
     The most in the others is the most of all, or the second most where the text itself has the most.
     """
     counts = [Counter(ngrams(text, n)) for text in texts]
-    most, second = Counter[tuple[int, ...]](), Counter[tuple[int, ...]]()
+    most, second = Counter[tuple[Hashable, ...]](), Counter[tuple[Hashable, ...]]()
     for count in counts:
         for gram, times in count.items():
             second[gram] = max(second[gram], min(times, most[gram]))

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2_lightning.data.lanes import NOTHING, EndOfStream, Lane, Passage, Rows
+from gpt2_lightning.data.lanes import EndOfStream, Lane, Passage, Rows
+from gpt2_lightning.loss import IGNORED
 
 END = 999
 
@@ -19,7 +20,7 @@ def reader(lengths: list[int], labels: bool = False, end: int | None = None):
             raise EndOfStream
         n = lengths[g % len(lengths)]
         tokens = np.append(np.arange(n) + starts[g % len(lengths)], END).astype(np.int32)
-        own = np.where(tokens % 3 == 0, NOTHING, tokens + 10_000).astype(np.int32) if labels and g % 2 else None
+        own = np.where(tokens % 3 == 0, IGNORED, tokens + 10_000).astype(np.int32) if labels and g % 2 else None
         return Passage(tokens, own, corpus=g % 2) if n else None
 
     return read
@@ -68,10 +69,10 @@ def test_a_lane_goes_on_from_its_place(labels: bool, lengths: list[int], stop: i
 def test_labels_stay_with_their_tokens() -> None:
     rows = fill(Lane(reader([5, 6, 7], labels=True), 0, 1, END), 9)
     tokens, labels = rows.tokens[:, 1:].ravel(), rows.labels[:, 1:].ravel()
-    own = (tokens != labels) & (labels != NOTHING)
+    own = (tokens != labels) & (labels != IGNORED)
     assert own.any()
     assert np.array_equal(labels[own], tokens[own] + 10_000)
-    assert (tokens[labels == NOTHING] % 3 == 0).all()
+    assert (tokens[labels == IGNORED] % 3 == 0).all()
 
 
 def test_corpora_stay_with_their_tokens() -> None:
@@ -84,7 +85,7 @@ def test_corpora_stay_with_their_tokens() -> None:
 def test_at_the_end_the_rest_predicts_nothing() -> None:
     rows = fill(Lane(reader([5, 6], end=2), 0, 1, END), 3)
     assert (rows.labels[:, 1:].ravel()[:13] == rows.tokens[:, 1:].ravel()[:13]).all()
-    assert (rows.labels[:, 1:].ravel()[13:] == NOTHING).all()
+    assert (rows.labels[:, 1:].ravel()[13:] == IGNORED).all()
     assert rows.counts["ended"] == 2
 
 
@@ -98,10 +99,10 @@ def test_records_begin_and_end_in_one_row_and_the_rest_is_padded() -> None:
         [0, 1, 2, END, 3, 4, END, END],
     ]
     assert rows.labels[:, 1:].tolist() == [
-        [0, 1, 2, END, 3, 4, END, NOTHING],
-        [5, 6, 7, 8, 9, END, NOTHING, NOTHING],
+        [0, 1, 2, END, 3, 4, END, IGNORED],
+        [5, 6, 7, 8, 9, END, IGNORED, IGNORED],
         [10, 11, 12, 13, 14, 15, 16, 17],
-        [0, 1, 2, END, 3, 4, END, NOTHING],
+        [0, 1, 2, END, 3, 4, END, IGNORED],
     ]
     assert (rows.tokens[:, 0] == END).all()
     again = fill(Lane(reader([3, 2, 5, 12]), 0, 1, END, 3, 0, records=True), 1)

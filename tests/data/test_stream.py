@@ -362,7 +362,7 @@ def test_validation_predicts_every_token_once_in_order() -> None:
     inputs, targets = validation_blocks("a", iter(documents), 8, 777)
     assert targets[targets >= 0].tolist() == list(range(17))
     assert inputs[0, 0] == 777
-    assert (targets[-1, 1:] == -1).all()
+    assert (targets[-1, 1:] == IGNORED).all()
 
 
 def test_batches_are_inputs_and_the_tokens_after_them(here: Path) -> None:

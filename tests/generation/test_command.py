@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -395,11 +396,10 @@ def test_at_a_terminal_lines_are_continued_until_the_input_ends(terminal: Termin
 
 def test_each_answer_has_the_next_seed(run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     def answers(seed: int, *typed: str) -> list[str]:
-        lines = iter(typed)
-        monkeypatch.setattr("builtins.input", lambda _: next(lines) + ":")
+        keyboard = Mock(side_effect=[*(f"{line}:" for line in typed), EOFError])
+        monkeypatch.setattr("builtins.input", keyboard)
         asked = Asked(run="run", prompt=None, records=None, out="", outputs="outputs", preset=None, changes={})
-        with pytest.raises(StopIteration):
-            talk(Writer(asked, GenerateConfig(max_new_tokens=30, seed=seed)))
+        talk(Writer(asked, GenerateConfig(max_new_tokens=30, seed=seed)))
         return capfd.readouterr().out.split("a:")
 
     first = answers(7, "a", "a", "a")

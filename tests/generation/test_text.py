@@ -37,7 +37,7 @@ def fed(tokenizer: Tokenizer, tokens: list[int], stop: list[str], ended: str = "
     pieces: list[str] = []
     reply = Reply(tokenizer, stop, pieces.append)
     any(reply.feed(token) for token in tokens)
-    return reply.finish("", ended), pieces
+    return reply.finish(ended), pieces
 
 
 STOPS = [

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from gpt2_lightning.data.corpus import Reading, read_corpus
 from gpt2_lightning.data.hub import RowGroups
-from gpt2_lightning.data.lanes import NOTHING
 from gpt2_lightning.data.record import record_passage
 from gpt2_lightning.data.rows import Rows, stored_record, stored_text
 from gpt2_lightning.data.stream import StreamDataModule
@@ -64,9 +63,8 @@ def test_the_loss_of_y_given_x_is_that_worked_out_by_hand() -> None:
     model = decoder()
     passage = record_passage([x("2+2"), cue("="), y("4")], BYTES, 96, "end")
     assert passage.tokens.tolist() == [*b"2+2=4", 256]
-    assert passage.labels is not None and passage.labels.tolist() == [NOTHING] * 4 + [ord("4"), 256]
+    assert passage.labels is not None and passage.labels.tolist() == [IGNORED] * 4 + [ord("4"), 256]
     labels = torch.tensor(passage.labels.tolist()[1:])
-    labels = labels.masked_fill(labels == NOTHING, IGNORED)
     tokens = torch.tensor([[*b"2+2=4", 256]])
     found, n = mean_loss(model, tokens[:, :-1], labels[None])
     logits = model(tokens[:, :-1])[0]
@@ -77,19 +75,19 @@ def test_the_loss_of_y_given_x_is_that_worked_out_by_hand() -> None:
 def test_packed_records_cost_what_each_costs_alone(tmp_path: Path) -> None:
     model, records = decoder(), [[x(f"{i}+{i}"), cue("="), y(str(2 * i))] for i in range(8)] + [[y("no X")], [x("b"), y("B")]]
     passages = [record_passage(record, BYTES, 96, "end") for record in records]
-    tokens, labels = [256], [NOTHING]
+    tokens, labels = [256], [IGNORED]
     for passage in passages:
         tokens += passage.tokens.tolist()
         assert passage.labels is not None
         labels += passage.labels.tolist()
     assert len(tokens) <= 97
-    aims = torch.tensor([labels[1:]]).masked_fill(torch.tensor([labels[1:]]) == NOTHING, IGNORED)
+    aims = torch.tensor([labels[1:]])
     packed, n = mean_loss(model, torch.tensor([tokens[:-1]]), aims)
     total = 0.0
     for passage in passages:
         alone = torch.tensor([[256, *passage.tokens.tolist()]])
         of_it = torch.tensor([passage.labels.tolist()])  # type: ignore[union-attr]
-        loss, k = mean_loss(model, alone[:, :-1], of_it.masked_fill(of_it == NOTHING, IGNORED))
+        loss, k = mean_loss(model, alone[:, :-1], of_it)
         total += loss * k
     assert packed == pytest.approx(total / n, abs=1e-6)
 
@@ -164,7 +162,7 @@ def test_a_record_without_x_stands_behind_end_of_text_of_its_own() -> None:
     for record in ([y("ab")], [x(""), y("ab")]):
         passage = record_passage(record, BYTES, 9, "end")
         assert passage.tokens.tolist() == [256, *b"ab", 256]
-        assert passage.labels is not None and passage.labels.tolist() == [NOTHING, *b"ab", 256]
+        assert passage.labels is not None and passage.labels.tolist() == [IGNORED, *b"ab", 256]
 
 
 def test_judged_records_are_drawn_from_all_held_out_ones_always_the_same(tmp_path: Path) -> None:

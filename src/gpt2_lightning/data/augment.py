@@ -1,6 +1,7 @@
 """Augmentation: a document's text and its place in, its changed tokens out, and what is to be predicted in their place.
 
-In: ``(text, epoch, corpus, document)``. Out: ``Document(tokens, labels, applied)``, without end-of-text.
+In: ``(text, epoch, corpus, document)``. Out: a Passage, without end-of-text: ``labels[i]`` is to be predicted where
+``tokens[i]`` stands.
 Each operation is a pure function ``(thing, strength, rng) -> thing`` and the identity at strength 0. Crop, reversal and swap
 change the text in the configured order; misspelling comes after them wherever it is in that order, because it is independent
 from character to character: moving words afterwards would change nothing in distribution. Reversed and random tokens come
@@ -12,7 +13,6 @@ matter; here each draw is a function of (seed, epoch, corpus, document, operatio
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 from numpy.random import PCG64, Generator
@@ -20,6 +20,7 @@ from numpy.random.bit_generator import ISeedSequence
 from numpy.typing import DTypeLike
 
 from gpt2_lightning.data.chance import keyed_hash
+from gpt2_lightning.data.lanes import Passage
 from gpt2_lightning.data.misspelling import misspell, misspell_inputs
 from gpt2_lightning.data.tokens import Tokenizer
 from gpt2_lightning.data.words import (
@@ -34,15 +35,9 @@ from gpt2_lightning.data.words import (
 )
 from gpt2_lightning.settings.augment import AugmentConfig
 
-__all__ = ["AugmentConfig", "Augmenter", "Document", "expected_length"]
+__all__ = ["AugmentConfig", "Augmenter", "Drawn", "expected_length"]
 
-
-class Document(NamedTuple):
-    """A changed document. ``labels[i]`` is to be predicted where ``tokens[i]`` stands; nothing is where it is -1."""
-
-    tokens: np.ndarray  # int32 [time]
-    labels: np.ndarray | None  # int32 [time]; None: the tokens themselves
-    applied: tuple[str, ...]  # operations that were drawn, in the configured order
+Drawn = dict[str, Generator]  # the operations that a document gets, in the configured order, each with its own generator
 
 
 class Seed(ISeedSequence):
@@ -68,47 +63,28 @@ class Augmenter:
             "swap": partial(swap_words, strength=config.swap.strength, window=config.swap.window),
         }
         if config.reverse.unit != "tokens":
-            turn = reverse_words if config.reverse.unit == "words" else reverse_sentences
-            self.text_operations["reverse"] = partial(turn, strength=config.reverse.strength)
+            split = split_words if config.reverse.unit == "words" else split_sentences
+            self.text_operations["reverse"] = partial(reverse_pieces, split=split, strength=config.reverse.strength)
         # 16 bits: the table is read all over, and stays in the cache nearest to the processor
         self.token_bytes = tokenizer.token_bytes().astype(np.uint16) if config.noise.active else None
 
-    def __call__(self, text: str, epoch: int, corpus: int, document: int) -> Document:
+    def __call__(self, text: str, epoch: int, corpus: int, document: int) -> Passage:
         """The document's tokens as they are in this epoch."""
         return self.change(text, self.draw(epoch, corpus, document))
 
-    def change(self, text: str, drawn: dict[str, Generator]) -> Document:
-        """The tokens of a text after the operations that were drawn for it."""
+    def change(self, text: str, drawn: Drawn) -> Passage:
+        """The tokens of a text after the operations that were drawn for it; what is reversed takes its labels along."""
         for name, rng in drawn.items():
             if name in self.text_operations:
                 text = self.text_operations[name](text, rng=rng)
-        tokens, labels = self.encode(text, drawn.get("noise"))
-        if drawn:
-            tokens, labels = self.change_tokens(tokens, labels, drawn)
-        return Document(tokens, labels, tuple(drawn))
-
-    def draw(self, epoch: int, corpus: int, document: int) -> dict[str, Generator]:
-        """The operations the document gets, each with its own generator."""
-        key = keyed_hash(self.seed, epoch, corpus, document)
-        draws = ((name, keyed_hash(code, state=key), odds) for name, code, odds in self.odds)
-        # numpy documents such seeds; its types leave them out
-        return {name: Generator(PCG64(Seed(draw))) for name, draw, odds in draws if draw < odds}  # type: ignore[arg-type]
-
-    def encode(self, text: str, rng: Generator | None) -> tuple[np.ndarray, np.ndarray | None]:
-        """Tokens and labels of the text, misspelt where a generator is given and characters are what is noisy."""
-        noise = self.config.noise
-        if rng is None or noise.unit != "characters":
-            return self.tokenizer.encode(text), None
-        if noise.labels == "noisy":
-            return self.tokenizer.encode(misspell(text, noise.strength, rng)), None
-        assert self.token_bytes is not None
-        return misspell_inputs(text, noise.strength, self.tokenizer, self.token_bytes, rng)
-
-    def change_tokens(
-        self, tokens: np.ndarray, labels: np.ndarray | None, drawn: dict[str, Generator]
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Reverse tokens, their labels with them; then replace some."""
-        reverse, noise = self.config.reverse, self.config.noise
+        reverse, noise, labels = self.config.reverse, self.config.noise, None
+        if "noise" in drawn and noise.unit == "characters" and noise.labels == "clean":
+            assert self.token_bytes is not None
+            tokens, labels = misspell_inputs(text, noise.strength, self.tokenizer, self.token_bytes, drawn["noise"])
+        elif "noise" in drawn and noise.unit == "characters":
+            tokens = self.tokenizer.encode(misspell(text, noise.strength, drawn["noise"]))
+        else:
+            tokens = self.tokenizer.encode(text)
         if "reverse" in drawn and reverse.unit == "tokens":
             both = np.stack([tokens, tokens if labels is None else labels])
             tokens, turned = reverse_tokens(both, reverse.strength, drawn["reverse"])
@@ -117,7 +93,16 @@ class Augmenter:
             labels = tokens if noise.labels == "clean" else None
             sizes = self.tokenizer.vocab_size, self.tokenizer.end_of_text
             tokens = replace_tokens(tokens, noise.strength, *sizes, drawn["noise"])
-        return tokens, labels
+        return Passage(tokens, labels, applied=tuple(drawn))
+
+    def draw(self, epoch: int, corpus: int, document: int) -> Drawn:
+        """The operations the document gets, each with its own generator."""
+        if not self.odds:
+            return {}
+        key = keyed_hash(self.seed, epoch, corpus, document)
+        draws = ((name, keyed_hash(code, state=key), odds) for name, code, odds in self.odds)
+        # numpy documents such seeds; its types leave them out
+        return {name: Generator(PCG64(Seed(draw))) for name, draw, odds in draws if draw < odds}  # type: ignore[arg-type]
 
 
 def expected_length(config: AugmentConfig) -> float:
@@ -138,20 +123,11 @@ def crop(text: str, strength: float, rng: Generator) -> str:
     return text[first:past].rstrip(WHITE_SPACE)
 
 
-def reverse_words(text: str, strength: float, rng: Generator) -> str:
-    """Turn around a span of ``strength`` times the words, the spaces between them too."""
-    return reverse_pieces(text, split_words, strength, rng)
-
-
-def reverse_sentences(text: str, strength: float, rng: Generator) -> str:
-    """Turn around a span of ``strength`` times the sentences, the spaces between them too."""
-    return reverse_pieces(text, split_sentences, strength, rng)
-
-
 def reverse_pieces(text: str, split: Callable[[str], list[str]], strength: float, rng: Generator) -> str:
-    """Turn around a span of the text's pieces; where the turned text would be split otherwise, leave it.
+    """Turn around a span of ``strength`` times the text's pieces, the spaces between them too.
 
-    So the whole turned twice is the text. ASCII is always split the same: its pieces have spaces between them.
+    Where the turned text would be split otherwise, it is left, so that the whole turned twice is the text. ASCII is always
+    split the same: its pieces have spaces between them.
     """
     pieces = split(text)
     first, last = reversed_span(len(pieces) // 2, strength, rng)

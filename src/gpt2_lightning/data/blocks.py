@@ -1,26 +1,23 @@
-"""Blocks: what a corpus must fill, and the validation rows.
+"""Blocks: the validation rows.
 
 In: documents' tokens in stored order. Out: inputs and targets ``[N, block_size]``, every token a target once.
-One number: -1, the target of a padded place.
+One number: 4 bytes a token, since inputs and targets are views of one array.
 """
 
 from collections.abc import Iterator
 
 import numpy as np
 
-from gpt2_lightning.data.lanes import NOTHING, EndOfStream, Lane, Passage, Read, Rows
+from gpt2_lightning.data.documents import Documents
+from gpt2_lightning.data.lanes import EndOfStream, Lane, Passage, Read, Rows
+from gpt2_lightning.data.tokens import Tokenizer
 from gpt2_lightning.errors import DataError
+from gpt2_lightning.loss import IGNORED
 
-__all__ = ["passage_labels", "record_blocks", "require_tokens", "sample_tokens", "validation_blocks"]
+__all__ = ["record_blocks", "sample_tokens", "validation_blocks", "validation_tokens"]
 
 Tokens = np.ndarray
 MOST_DRAWS = 100_000
-
-
-def passage_labels(passage: Passage) -> Tokens:
-    """What of a passage is predicted, int64."""
-    labels = passage.tokens if passage.labels is None else passage.labels
-    return labels[labels != NOTHING].astype(np.int64)
 
 
 def sample_tokens(read: Read, enough: int) -> Tokens:
@@ -32,35 +29,34 @@ def sample_tokens(read: Read, enough: int) -> Tokens:
                 break
             passage = read(g)
             if passage is not None:
-                found.append(passage_labels(passage))
+                labels = passage.tokens if passage.labels is None else passage.labels
+                found.append(labels[labels != IGNORED].astype(np.int64))
                 held += len(found[-1])
     except EndOfStream:
         pass
     return np.concatenate(found)
 
 
-def require_tokens(documents: Iterator[Tokens], block_size: int) -> None:
-    """Raise DataError when the documents do not fill one row."""
-    there = 0
-    for tokens in documents:
-        there += len(tokens)
-        if there > block_size:
+def validation_tokens(documents: Documents, tokenizer: Tokenizer, enough: int | None) -> Iterator[np.ndarray]:
+    """The tokens of the validation documents in stored order, until there are ``enough``."""
+    seen = 0
+    for i in range(len(documents)):
+        if enough is not None and seen >= enough:
             return
-    rule = f"holds {there} tokens for training, and one block needs {block_size + 1}"
-    raise DataError("corpus", key="data", value="train", rule=rule, remedy="Give it more text, or lower model.block_size")
+        tokens = documents.tokens(i, tokenizer)
+        yield tokens if documents.is_whole(i) else tokens[:-1]
+        seen += len(tokens)
 
 
 def validation_blocks(name: str, documents: Iterator[Tokens], block_size: int, end_of_text: int) -> tuple[Tokens, Tokens]:
-    """Inputs and targets ``[N, block_size]`` in stored order, every token a target once; the last row is padded with -1.
+    """Inputs and targets ``[N, block_size]`` in stored order, every token a target once; the last row is padded with IGNORED.
 
-    Both are views of one array, 4 bytes a token.
-
-    Raises DataError when there is no text.
+    Both are views of one array. Raises DataError when there is no text.
     """
     tokens = np.concatenate([np.array([end_of_text], np.int32), *documents]).astype(np.int32)
     if len(tokens) == 1:
         raise nothing_left(name, f"Set data.corpora.{name}.split=blank_line to make several of one text, or .validation=FILE")
-    tokens = np.append(tokens, np.full(-(len(tokens) - 1) % block_size, NOTHING, np.int32))
+    tokens = np.append(tokens, np.full(-(len(tokens) - 1) % block_size, IGNORED, np.int32))
     return tokens[:-1].reshape(-1, block_size), tokens[1:].reshape(-1, block_size)
 
 
@@ -86,7 +82,7 @@ def record_blocks(
     while most is None or len(filled) < most:
         rows = Rows(1, block_size, several=False)
         lane.fill(rows, 0)
-        if (rows.labels[0, 1:] == NOTHING).all():
+        if (rows.labels[0, 1:] == IGNORED).all():
             break
         filled.append((rows.tokens[0, :-1], rows.labels[0, 1:]))
     if not filled:

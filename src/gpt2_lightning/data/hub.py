@@ -11,14 +11,15 @@ import json
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gpt2_lightning.data.corpus import Piece, Reading, document_pieces
+from gpt2_lightning.data.documents import Documents
 from gpt2_lightning.data.rows import Rows
-from gpt2_lightning.data.tokens import Tokenizer
 from gpt2_lightning.errors import DataError
 from gpt2_lightning.settings.data import CorpusConfig
 from gpt2_lightning.tasks.catalogue import identity as task_identity
@@ -91,11 +92,8 @@ class RowGroups:
         return self.held[group][0]
 
 
-class HubDocuments:
+class HubDocuments(Documents):
     """One part, ``train`` or ``validation``, of a data set's documents, ``config.join`` rows each."""
-
-    tokenizer: Tokenizer | None = None
-    warnings: tuple[str, ...] = ()
 
     def __init__(self, rows: RowGroups, config: CorpusConfig, part: str) -> None:
         self.rows, self.config, self.part, self.fingerprint = rows, config, part, rows.fingerprint
@@ -110,10 +108,6 @@ class HubDocuments:
         """Bytes of text of the first n documents, from the footers."""
         return self.rows.text_bytes * n // max(1, self.documents)
 
-    def first(self, documents: int | None) -> int:
-        """As many as are asked for: documents are not cut."""
-        return len(self) if documents is None else min(len(self), documents)
-
     def position(self, i: int) -> int:
         """Where document i of the part stands among all."""
         every = self.config.holdout_every
@@ -126,34 +120,27 @@ class HubDocuments:
         first = self.position(i) * self.config.join
         return "\n".join(self.rows.row(n) for n in range(first, min(first + self.config.join, len(self.rows))))
 
-    def is_whole(self, i: int) -> bool:
-        """Documents are not cut."""
-        return True
 
-
-class troubles:
+@contextmanager
+def troubles(name: str) -> Iterator[None]:
     """What the network, the hub, or a file does wrong, as a DataError that names it."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __enter__(self) -> None:
-        """Nothing to prepare."""
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Exception) and not isinstance(error, DataError):
-            rule = f"cannot be read: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            remedy = "Check the id, the revision and the network"
-            raise DataError("hub data set", key="hub", value=self.name, rule=rule, remedy=remedy) from error
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        rule = f"cannot be read: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        remedy = "Check the id, the revision and the network"
+        raise DataError("hub data set", key="hub", value=name, rule=rule, remedy=remedy) from error
 
 
-def hub_files(config: CorpusConfig) -> list[str]:
-    """The Parquet files of a data set's training split, at the commit that its revision means."""
+def hub_files(config: CorpusConfig, part: str = "train") -> list[str]:
+    """The files of a part of a data set, at the commit that its revision means."""
     with troubles(str(config.hub)):
         import datasets
 
         builder = datasets.load_dataset_builder(str(config.hub), config.hub_config, revision=commit(config))
-        return [str(file) for file in (builder.config.data_files or {})["train"]]
+        return [str(file) for file in (builder.config.data_files or {})[part]]
 
 
 def commit(config: CorpusConfig) -> str | None:
@@ -184,13 +171,10 @@ def read_hub(config: CorpusConfig, segment_characters: int, reading: Reading) ->
 def hub_rows(name: str, part: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a data set's part as they are, each with its place; raises DataError. Parquet and JSON lines are read."""
     with troubles(name):
-        import datasets
         import fsspec
         import pyarrow.parquet
 
-        sha = commit(CorpusConfig(hub=name))
-        files = [str(file) for file in (datasets.load_dataset_builder(name, revision=sha).config.data_files or {})[part]]
-        for file in files:
+        for file in hub_files(CorpusConfig(hub=name), part):
             with fsspec.open(file, "rb") as opened:
                 if file.endswith(".parquet"):
                     rows = pyarrow.parquet.ParquetFile(opened).iter_batches(1024)

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Lane", "Passage", "Read", "Rows"]
+from gpt2_lightning.loss import IGNORED
 
-NOTHING = -1  # the label where nothing is to be predicted
+__all__ = ["Lane", "Passage", "Read", "Rows"]
 
 
 class Passage(NamedTuple):
@@ -37,14 +37,16 @@ Read = Callable[[int], Passage | None]  # a draw's number in, its passage out, N
 class Rows:
     """``[n, block_size + 1]`` tokens, int64: inputs are all but the last; ``labels`` the same array until they differ.
 
-    ``corpora``, uint8, is there where several corpora are told apart. ``counts`` counts the documents that were begun, those of
-    each corpus and those that each augmentation was applied to, and the rows behind whose end the stream has nothing left.
+    ``corpora``, uint8, is there where several corpora are told apart. ``places`` ``[n, 2]`` are the lanes' behind their rows.
+    ``counts`` counts the documents that were begun, those of each corpus and those that each augmentation was applied to, and
+    the rows behind whose end the stream has nothing left.
     """
 
     def __init__(self, n: int, block_size: int, several: bool) -> None:
         self.tokens = np.empty((n, block_size + 1), np.int64)
         self.labels = self.tokens
         self.corpora = np.zeros((n, block_size + 1), np.uint8) if several else None
+        self.places = np.zeros((n, 2), np.int32)
         self.counts = Counter[str]()
 
     def own_labels(self) -> np.ndarray:
@@ -90,28 +92,21 @@ class Lane:
             taken = slice(self.offset, self.offset + n)
             row[at : at + n] = passage.tokens[taken]
             if passage.labels is not None or rows.labels is not rows.tokens:
-                self.write_labels(rows, j, at, passage, taken)
+                labels = passage.tokens if passage.labels is None else passage.labels
+                rows.own_labels()[j, at : at + n] = labels[taken]
             if rows.corpora is not None:
                 rows.corpora[j, at : at + n] = passage.corpus
             at += n
-            self.advance(len(passage.tokens) if self.records else n, len(passage.tokens))
+            self.offset += n
+            if self.records or self.offset == len(passage.tokens):  # what a record is too long by is not read
+                self.draw, self.offset, self.passage = self.draw + 1, 0, None
         self.last = int(row[-1])
-
-    def write_labels(self, rows: Rows, j: int, at: int, passage: Passage, taken: slice) -> None:
-        """Labels of their own, from the first passage on that has any."""
-        labels = passage.tokens if passage.labels is None else passage.labels
-        rows.own_labels()[j, at : at + taken.stop - taken.start] = labels[taken]
+        rows.places[j] = self.draw, self.offset
 
     def pad(self, rows: Rows, j: int, at: int) -> None:
         """Nothing more stands in this row."""
-        rows.own_labels()[j, at:] = NOTHING
+        rows.own_labels()[j, at:] = IGNORED
         rows.tokens[j, at:] = self.end_of_text
-
-    def advance(self, n: int, length: int) -> None:
-        """Go on by n tokens of a passage of that length."""
-        self.offset += n
-        if self.offset == length:
-            self.draw, self.offset, self.passage = self.draw + 1, 0, None
 
     def open(self, rows: Rows) -> Passage:
         """The passage of this place, that of the next draw that has one."""

@@ -9,8 +9,9 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from difflib import SequenceMatcher
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
@@ -18,36 +19,19 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from gpt2_lightning.config import RunConfig
 from gpt2_lightning.data.augment import Augmenter
-from gpt2_lightning.data.source import document_passage, mean_tokens, own_augmentation, used_documents
+from gpt2_lightning.data.source import mean_tokens, own_augmentation, used_documents
 from gpt2_lightning.data.stream import Batch, StreamDataModule
 from gpt2_lightning.errors import ConfigError
 from gpt2_lightning.loss import IGNORED
 from gpt2_lightning.settings.augment import OPERATIONS, AugmentConfig
 from gpt2_lightning.settings.data import DataConfig
-from gpt2_lightning.settings.task import TaskConfig
 from gpt2_lightning.tasks.catalogue import load_task
 
-__all__ = ["First", "Look", "augmentation_examples", "first_documents", "look", "marked"]
+__all__ = ["First", "augmentation_examples", "first_documents", "look", "marked"]
 
 SHOWN_WORDS, SHOWN_TOKENS = 40, 2048
-
-
-@dataclass(kw_only=True, slots=True)
-class Look:
-    """What to look at: ``steps`` of ``rows`` rows each, behind ``skip`` others."""
-
-    data: DataConfig
-    augment: AugmentConfig
-    block_size: int
-    seed: int
-    rows: int
-    cache: Path
-    task: TaskConfig = field(default_factory=TaskConfig)
-    steps: int = 40
-    skip: int = 0
-    workers: int = 0
-    ranks: int = 1
 
 
 class Seen(NamedTuple):
@@ -69,53 +53,51 @@ class First(NamedTuple):
     applied: tuple[str, ...]
 
 
-def look(asked: Look) -> None:
-    """Print everything; raises ConfigError where the rows cannot be shared out among the ranks."""
-    if asked.rows % asked.ranks:
-        rule = f"must divide the {asked.rows} rows of a step"
-        raise ConfigError("ranks", key="ranks", value=asked.ranks, rule=rule, remedy="Choose another data.batch_size")
-    data = open_stream(asked)
-    seen = read_ranks(asked)
+def look(config: RunConfig, n: int, skip: int, workers: int, ranks: int) -> None:
+    """Print everything, of ``n`` steps behind ``skip`` others; raises ConfigError where ranks cannot share out the rows."""
+    rows = config.trainer.step_rows(config.data.batch_size, config.model.block_size, config.trainer.ranks)
+    if rows % ranks:
+        rule = f"must divide the {rows} rows of a step"
+        raise ConfigError("ranks", key="ranks", value=ranks, rule=rule, remedy="Choose another data.batch_size")
+    portion = replace(config.data, batch_size=rows // ranks, workers=workers)
+    data = open_stream(config, portion, skip + n)
+    read = partial(read_rank, config, portion, n, skip, ranks)
+    if ranks == 1:
+        seen = [read(0)]
+    else:
+        with ProcessPoolExecutor(ranks, get_context("spawn")) as pool:
+            seen = list(pool.map(read, range(ranks)))
     for warning in data.warnings:
         print(f"warning: {warning}")
     print_corpora(data, seen)
-    print_augmentations(data, asked)
-    print_block(data, asked)
+    for name, example in augmentation_examples(data):
+        print(f"\n{name}\n  {example}")
+    print_block(data, ranks)
     tokens, slowest = sum(sum(s.tokens) for s in seen), max(s.seconds for s in seen)
-    print(f"\n{tokens / slowest:,.0f} tokens/s with ranks={asked.ranks} workers={asked.workers}")
+    print(f"\n{tokens / slowest:,.0f} tokens/s with ranks={ranks} workers={workers}")
     print(f"digest {digest(seen)}")
 
 
-def open_stream(asked: Look) -> StreamDataModule:
+def open_stream(config: RunConfig, portion: DataConfig, steps: int) -> StreamDataModule:
     """The stream of one rank."""
-    data = replace(asked.data, batch_size=asked.rows // asked.ranks, workers=asked.workers)
-    steps = asked.skip + asked.steps
     stream = StreamDataModule(
-        data, block_size=asked.block_size, seed=asked.seed, max_steps=steps, augment=asked.augment, cache=asked.cache,
-        task=load_task(asked.task),
+        portion, block_size=config.model.block_size, seed=config.seed, max_steps=steps, augment=config.augment,
+        cache=Path(config.run.folder) / "cache", task=load_task(config.task),
     )  # fmt: skip
     stream.setup()
     return stream
 
 
-def read_ranks(asked: Look) -> list[Seen]:
-    """What each rank reads; several are processes of their own, at the same time."""
-    if asked.ranks == 1:
-        return [read_rank(asked, 0)]
-    with ProcessPoolExecutor(asked.ranks, get_context("spawn")) as pool:
-        return list(pool.map(read_rank, [asked] * asked.ranks, range(asked.ranks)))
-
-
-def read_rank(asked: Look, rank: int) -> Seen:
+def read_rank(config: RunConfig, portion: DataConfig, n: int, skip: int, ranks: int, rank: int) -> Seen:
     """Read one rank's rows of every step."""
     torch.set_num_threads(1)
-    loader = open_stream(asked).rank_loader(asked.ranks, rank)
+    loader = open_stream(config, portion, skip + n).rank_loader(ranks, rank)
     batches = iter(loader)
-    for _ in range(asked.skip):
+    for _ in range(skip):
         next(batches)
     loader.counts.clear()
     began = time.perf_counter()
-    hashes, tokens, hashing = [], np.zeros(max(1, len(asked.data.corpora)), np.int64), 0.0
+    hashes, tokens, hashing = [], np.zeros(max(1, len(portion.corpora)), np.int64), 0.0
     for batch in batches:
         started = time.perf_counter()
         hashes.append(row_hashes(batch))
@@ -168,12 +150,6 @@ def print_corpora(data: StreamDataModule, seen: list[Seen]) -> None:
         print(f"{name} was applied to {counts[name] / max(1, counts['documents']):.1%} of {counts['documents']:,} documents")
 
 
-def print_augmentations(data: StreamDataModule, asked: Look) -> None:
-    """For each operation that is on, one document before and after it alone."""
-    for name, example in augmentation_examples(data):
-        print(f"\n{name}\n  {example}")
-
-
 def augmentation_examples(data: StreamDataModule) -> Iterator[tuple[str, str]]:
     """For each operation that is on, what it does and one document before and after it alone."""
     documents = next((parts["train"] for parts in data.corpora.values() if len(parts["train"])), None)
@@ -183,7 +159,7 @@ def augmentation_examples(data: StreamDataModule) -> Iterator[tuple[str, str]]:
             continue
         only = AugmentConfig(**{name: replace(operation, p=1.0)})
         text, augmenter = documents.text(0), Augmenter(only, data.tokenizer, data.seed)
-        after = document_passage(documents, 0, data.tokenizer, augmenter, augmenter.draw(0, 0, 0))
+        after = documents.passage(0, data.tokenizer, augmenter, augmenter.draw(0, 0, 0))
         said = f"{name}, strength {operation.strength}, to {operation.p:.0%} of the documents: [-gone-] {{+come+}}"
         yield said, marked(text, data.tokenizer.decode(after.tokens.tolist()))
 
@@ -198,7 +174,7 @@ def first_documents(data: StreamDataModule, n: int, characters: int) -> Iterator
             left -= len(text)
             if left < 0 and i:
                 break
-            after = document_passage(documents, i, data.tokenizer, augmenter, augmenter.draw(0, corpus, i))
+            after = documents.passage(i, data.tokenizer, augmenter, augmenter.draw(0, corpus, i))
             tokens = after.tokens[:-1]  # without end-of-text
             yield First(name, text, data.tokenizer.decode(tokens[:SHOWN_TOKENS].tolist()), len(tokens), after.applied)
 
@@ -215,26 +191,10 @@ def marked(before: str, after: str) -> str:
     return " ".join(shown)
 
 
-def print_block(data: StreamDataModule, asked: Look) -> None:
+def print_block(data: StreamDataModule, ranks: int) -> None:
     """The first row: what goes in, and how many of its targets count."""
-    batch = next(iter(data.rank_loader(asked.ranks, 0)))
-    counted = int((batch.targets[0] >= 0).sum())
-    print(f"\none row, {batch.inputs.shape[1]} tokens, of which {counted} targets count, | where end-of-text stands:")
-    print("  " + " ".join(block_text(data, batch).split()))
-
-
-def block_text(data: StreamDataModule, batch: Batch) -> str:
-    """The inputs of the first row as text."""
-    return " | ".join(data.tokenizer.decode(tokens) for tokens in documents_of(batch, data.tokenizer.end_of_text))
-
-
-def documents_of(batch: Batch, end_of_text: int) -> Iterator[list[int]]:
-    """The stretches of the first row between end-of-text."""
-    stretch: list[int] = []
-    for token in batch.inputs[0].tolist():
-        if token == end_of_text:
-            yield stretch
-            stretch = []
-        else:
-            stretch.append(token)
-    yield stretch
+    batch = next(iter(data.rank_loader(ranks, 0)))
+    row, counted = batch.inputs[0].numpy(), int((batch.targets[0] >= 0).sum())
+    print(f"\none row, {len(row)} tokens, of which {counted} targets count, | where end-of-text stands:")
+    documents = np.split(row, np.flatnonzero(row == data.tokenizer.end_of_text))
+    print("  " + " ".join(" | ".join(data.tokenizer.decode(tokens.tolist()) for tokens in documents).split()))

@@ -11,10 +11,10 @@ from numpy.random import Generator
 
 from gpt2_lightning.data.tokens import Tokenizer
 from gpt2_lightning.data.words import SPACE, code_kinds, code_points, code_text
+from gpt2_lightning.loss import IGNORED
 
 __all__ = ["misspell", "misspell_inputs"]
 
-NOTHING = -1  # label where nothing is to be predicted
 SUBSTITUTE, DOUBLE, DELETE, TRANSPOSE = range(4)  # the first is what none of the others is
 PAD = np.full(2, ord(" "), np.uint8)
 
@@ -69,7 +69,7 @@ def lay_labels(tokens: np.ndarray, wrong: np.ndarray, clean: np.ndarray, clean_e
     place = np.arange(len(word)) - (counts.cumsum() - counts)[word]  # in its word
     kept = (counts == clean_counts)[word] | (place == 0)
     labels = tokens.copy()
-    labels[first[word] + place] = np.where(kept, clean.take((clean_ends - clean_counts)[word] + place, mode="clip"), NOTHING)
+    labels[first[word] + place] = np.where(kept, clean.take((clean_ends - clean_counts)[word] + place, mode="clip"), IGNORED)
     return labels
 
 
@@ -82,7 +82,8 @@ def ranges(first: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 def tokens_before(token_bytes: np.ndarray, tokens: np.ndarray, codes: np.ndarray, places: np.ndarray) -> np.ndarray:
     """How many tokens end at or before each place among the text's characters, from each word of the vocabulary's bytes."""
     if codes.dtype != np.uint8:
-        places = np.append(0, byte_widths(codes).cumsum(dtype=np.int64))[places]
+        widths = 1 + (codes > 0x7F).view(np.uint8) + (codes > 0x7FF) + (codes > 0xFFFF)  # in UTF-8
+        places = np.append(0, widths.cumsum(dtype=np.int64))[places]
     return token_bytes.take(tokens, mode="clip").cumsum(dtype=np.int64).searchsorted(places, side="right")
 
 
@@ -114,8 +115,3 @@ def other_letters(codes: np.ndarray, draws: np.ndarray) -> np.ndarray:
     place = np.minimum(codes - ord("a"), 26)  # unsigned: 26 on either side of the letters
     letter = (draws * (25 + (place == 26))).astype(np.uint8)
     return ord("a") + letter + (letter >= place)
-
-
-def byte_widths(codes: np.ndarray) -> np.ndarray:
-    """Bytes of each code point in UTF-8, uint8."""
-    return 1 + (codes > 0x7F).view(np.uint8) + (codes > 0x7FF) + (codes > 0xFFFF)

@@ -7,7 +7,8 @@ the whole context sees it, n_layer stacked windows of N tokens reach n_layer * (
 
 import numpy as np
 
-from gpt2_lightning.data.lanes import NOTHING, Passage
+from gpt2_lightning.data.lanes import Passage
+from gpt2_lightning.loss import IGNORED
 
 __all__ = ["recall_passage", "recall_validation"]
 
@@ -23,7 +24,7 @@ def recall_passage(block_size: int, seed: int, g: int) -> Passage:
     tokens = random.choice(LETTERS, block_size).astype(np.int32)
     tokens[random.integers(max(1, block_size // 4))] = tokens[-1] = random.choice(DIGITS)
     tokens[-2] = QUESTION
-    labels = np.full(block_size, NOTHING, np.int32)
+    labels = np.full(block_size, IGNORED, np.int32)
     labels[-1] = tokens[-1]
     return Passage(tokens, labels)
 

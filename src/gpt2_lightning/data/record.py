@@ -6,16 +6,17 @@ One number: 1, the end-of-text that a record without X is put behind, so that it
 Choice not taken: to store a mask beside the tokens; a record is read and encoded again in as little time as a document.
 """
 
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
-from numpy.random import Generator
 
-from gpt2_lightning.data.augment import Augmenter
-from gpt2_lightning.data.lanes import NOTHING, Passage
+from gpt2_lightning.data.augment import Augmenter, Drawn
+from gpt2_lightning.data.documents import Documents
+from gpt2_lightning.data.lanes import Passage
 from gpt2_lightning.data.rows import stored_record
 from gpt2_lightning.data.tokens import Tokenizer
+from gpt2_lightning.loss import IGNORED
 from gpt2_lightning.tasks.task import Record
 
 __all__ = ["RecordDocuments", "question_tokens", "record_passage"]
@@ -23,42 +24,11 @@ __all__ = ["RecordDocuments", "question_tokens", "record_passage"]
 Encoded = list[tuple[str, np.ndarray]]  # each part's kind and tokens
 
 
-@runtime_checkable
-class Stored(Protocol):
-    """Where records are kept as text: a store, or a hub data set."""
-
-    @property
-    def fingerprint(self) -> str:
-        """What tells the text from any other."""
-        ...
-
-    @property
-    def warnings(self) -> Sequence[str]:
-        """What was odd about the text."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def elements(self, n: int) -> int:
-        """Bytes of the first n together."""
-        ...
-
-    def first(self, documents: int | None) -> int:
-        """How many of these the first so many documents of the corpus make."""
-        ...
-
-    def text(self, i: int) -> str:
-        """Document i."""
-        ...
-
-
-class RecordDocuments:
+class RecordDocuments(Documents):
     """The documents of one part of a corpus, which are records: ``text`` is all of one, ``passage`` what is learnt of it."""
 
-    tokenizer: Tokenizer | None = None
-
-    def __init__(self, stored: Stored, tokenizer: Tokenizer, room: int, cut: str) -> None:
-        self.stored, self.own_tokenizer, self.room, self.cut = stored, tokenizer, room, cut
+    def __init__(self, stored: Documents, room: int, cut: str) -> None:
+        self.stored, self.room, self.cut = stored, room, cut
         self.fingerprint, self.warnings = stored.fingerprint, stored.warnings
 
     def __len__(self) -> int:
@@ -68,13 +38,9 @@ class RecordDocuments:
         """Bytes of the first n together, as they are stored."""
         return self.stored.elements(n)
 
-    def first(self, documents: int | None) -> int:
-        """As many as are asked for: records are not cut into segments."""
-        return self.stored.first(documents)
-
-    def is_whole(self, i: int) -> bool:
-        """Records are whole."""
-        return True
+    def discard(self) -> None:
+        """Remove what was built for a run that is refused."""
+        self.stored.discard()
 
     def record(self, i: int) -> Record:
         """The parts of record i."""
@@ -84,27 +50,35 @@ class RecordDocuments:
         """The text of record i, X, cues and Y."""
         return "".join(part.text for part in self.record(i))
 
-    def passage(self, i: int, augmenter: Augmenter | None = None, drawn: dict[str, Generator] | None = None) -> Passage:
+    def tokens(self, i: int, tokenizer: Tokenizer) -> np.ndarray:
+        """The tokens of record i as it is trained on."""
+        return self.passage(i, tokenizer).tokens
+
+    def passage(self, i: int, tokenizer: Tokenizer, augmenter: Augmenter | None = None, drawn: Drawn | None = None) -> Passage:
         """Record i as it is trained on, its X changed by the operations that were drawn."""
-        encoded, applied = [], tuple(drawn or ())
-        for kind, text in self.record(i):
-            if kind == "x" and augmenter and drawn:
-                encoded.append((kind, augmented(text, augmenter, drawn, self.own_tokenizer)))
-            else:
-                encoded.append((kind, self.own_tokenizer.encode(text)))
-        return to_passage(encoded, self.own_tokenizer.end_of_text, self.room, self.cut)._replace(applied=applied)
+        change = partial(augmented, augmenter, drawn, tokenizer) if augmenter and drawn else tokenizer.encode
+        return record_passage(self.record(i), tokenizer, self.room, self.cut, change)._replace(applied=tuple(drawn or ()))
 
 
-def augmented(text: str, augmenter: Augmenter, drawn: dict[str, Generator], tokenizer: Tokenizer) -> np.ndarray:
+def augmented(augmenter: Augmenter, drawn: Drawn, tokenizer: Tokenizer, text: str) -> np.ndarray:
     """The tokens of a changed X; the blanks at its end, which may separate turns, stay."""
     body = text.rstrip()
     return np.concatenate([augmenter.change(body, drawn).tokens, tokenizer.encode(text[len(body) :])]).astype(np.int32)
 
 
-def record_passage(record: Record, tokenizer: Tokenizer, room: int, cut: str) -> Passage:
-    """A record as it is validated and judged: as trained on, never changed."""
-    encoded = [(kind, tokenizer.encode(text)) for kind, text in record]
-    return to_passage(encoded, tokenizer.end_of_text, room, cut)
+def record_passage(
+    record: Record, tokenizer: Tokenizer, room: int, cut: str, encode_x: Callable[[str], np.ndarray] | None = None
+) -> Passage:
+    """The tokens of a record's parts with end-of-text behind them, and the labels: those of Y. ``encode_x`` may change X."""
+    of_x, end = encode_x or tokenizer.encode, np.array([tokenizer.end_of_text], np.int32)
+    encoded = [(kind, of_x(text) if kind == "x" else tokenizer.encode(text)) for kind, text in record]
+    encoded.append((record[-1].kind, end))
+    fitting = fit(encoded, room, cut)
+    if next(kind for kind, tokens in fitting if len(tokens)) == "y":
+        fitting = [("cue", end), *fit(encoded, room - 1, cut)]
+    tokens = np.concatenate([part for _, part in fitting]).astype(np.int32)
+    labels = [part if kind == "y" else np.full(len(part), IGNORED) for kind, part in fitting]
+    return Passage(tokens, np.concatenate(labels).astype(np.int32))
 
 
 def question_tokens(record: Record, tokenizer: Tokenizer, room: int, cut: str) -> list[int]:
@@ -112,18 +86,6 @@ def question_tokens(record: Record, tokenizer: Tokenizer, room: int, cut: str) -
     encoded = fit([(kind, tokenizer.encode(text)) for kind, text in record], room, cut)
     tokens = [token for _, part in encoded for token in part.tolist()]
     return tokens[-room:] or [tokenizer.end_of_text]
-
-
-def to_passage(encoded: Encoded, end_of_text: int, room: int, cut: str) -> Passage:
-    """The tokens of the parts with end-of-text behind them, and the labels: those of Y."""
-    end = np.array([end_of_text], np.int32)
-    encoded = [*encoded, (encoded[-1][0], end)]
-    fitting = fit(encoded, room, cut)
-    if next(kind for kind, tokens in fitting if len(tokens)) == "y":
-        fitting = [("cue", end), *fit(encoded, room - 1, cut)]
-    tokens = np.concatenate([part for _, part in fitting]).astype(np.int32)
-    labels = [part if kind == "y" else np.full(len(part), NOTHING) for kind, part in fitting]
-    return Passage(tokens, np.concatenate(labels).astype(np.int32))
 
 
 def fit(encoded: Encoded, room: int, cut: str) -> Encoded:

@@ -5,70 +5,27 @@ One number: 1, the documents that are read and tokenised to answer for any draw.
 on in one order, whose state would have to be replayed to stand at a place.
 """
 
-from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Protocol, runtime_checkable
-
-import numpy as np
-from numpy.random import Generator
 
 from gpt2_lightning.data.augment import Augmenter, expected_length
 from gpt2_lightning.data.corpus import identity, read_corpus
+from gpt2_lightning.data.documents import Documents
 from gpt2_lightning.data.hub import hub_files, open_hub, read_hub
 from gpt2_lightning.data.lanes import EndOfStream, Passage
 from gpt2_lightning.data.mixture import Mixture
 from gpt2_lightning.data.record import RecordDocuments
-from gpt2_lightning.data.store import Store, discard, open_store
+from gpt2_lightning.data.store import open_store
 from gpt2_lightning.data.tokens import Tokenizer, load_tokenizer
 from gpt2_lightning.errors import DataError, PlatformError
 from gpt2_lightning.settings.augment import AugmentConfig
 from gpt2_lightning.settings.data import CorpusConfig, DataConfig
 from gpt2_lightning.tasks.task import Task
 
-__all__ = ["Corpora", "Documents", "Source", "close_corpora", "document_passage", "open_corpora", "validation_tokens"]
+__all__ = ["Corpora", "Source", "close_corpora", "open_corpora", "own_augmentation", "used_documents"]
 
 HUB_WINDOW = 16_384  # documents within which a hub data set is shuffled: those of a few row groups
 SAMPLED = 64  # documents whose tokens are counted to know how many a byte of the corpus has
-
-
-@runtime_checkable
-class Documents(Protocol):
-    """The documents of one part of a corpus, or the segments of long ones, by position."""
-
-    @property
-    def fingerprint(self) -> str:
-        """What tells the text from any other."""
-        ...
-
-    @property
-    def warnings(self) -> Sequence[str]:
-        """What was odd about the text."""
-        ...
-
-    @property
-    def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer of what is stored, None where that is text."""
-        ...
-
-    def elements(self, n: int) -> int:
-        """Bytes, or tokens where it is tokenised, of the first n together."""
-        ...
-
-    def first(self, documents: int | None) -> int:
-        """How many of these the first so many documents of the corpus make."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def text(self, i: int) -> str:
-        """The text of document i."""
-        ...
-
-    def is_whole(self, i: int) -> bool:
-        """Whether a document of the corpus ends with it."""
-        ...
-
 
 Corpora = dict[str, dict[str, Documents]]  # by name, then ``train`` and ``validation``
 
@@ -87,17 +44,14 @@ def open_corpora(config: DataConfig, cache: Path, task: Task | None = None, bloc
         raise
     if task is None or not task.config.of_records:
         return opened
-    how = load_tokenizer(config.tokenizer), block_size, task.config.cut
-    return {name: {part: RecordDocuments(d, *how) for part, d in parts.items()} for name, parts in opened.items()}
+    cut = task.config.cut
+    return {n: {part: RecordDocuments(d, block_size, cut) for part, d in parts.items()} for n, parts in opened.items()}
 
 
 def close_corpora(corpora: Corpora) -> None:
     """Remove what was built for a run that is refused."""
     for parts in corpora.values():
-        documents = parts["train"]
-        stored = documents.stored if isinstance(documents, RecordDocuments) else documents
-        if isinstance(stored, Store):
-            discard(stored)
+        parts["train"].discard()
 
 
 def open_corpus(name: str, corpus: CorpusConfig, config: DataConfig, cache: Path, task: Task | None) -> dict[str, Documents]:
@@ -119,9 +73,12 @@ class Source:
     def __init__(self, config: DataConfig, augment: AugmentConfig, corpora: Corpora, seed: int) -> None:
         self.tokenizer = load_tokenizer(config.tokenizer)
         self.documents = [parts["train"] for parts in corpora.values()]
-        self.augmenters = [make_augmenter(c, augment, self.tokenizer, seed) for c in config.corpora.values()]
+        self.augmenters = [Augmenter(own_augmentation(c, augment), self.tokenizer, seed) for c in config.corpora.values()]
         sizes = [used_documents(d, c) for d, c in zip(self.documents, config.corpora.values(), strict=True)]
-        check_sizes(config, sizes)
+        for (name, corpus), size in zip(config.corpora.items(), sizes, strict=True):
+            if corpus.weight and not size:
+                rule, remedy = "holds no document for training", "Give it text, or set its weight to 0"
+                raise DataError("corpus", key="data.corpora", value=name, rule=rule, remedy=remedy)
         hub = any(corpus.hub is not None and not config.cache for corpus in config.corpora.values())
         window = min(config.shuffle_documents, HUB_WINDOW) if hub else config.shuffle_documents
         self.weights = draw_weights(config, self.documents, augment)
@@ -136,27 +93,8 @@ class Source:
                 raise EndOfStream
             return None
         documents, augmenter = self.documents[draw.corpus], self.augmenters[draw.corpus]
-        drawn = augmenter.draw(draw.epoch, draw.corpus, draw.document) if augmenter else {}
-        return document_passage(documents, draw.document, self.tokenizer, augmenter, drawn)._replace(corpus=draw.corpus)
-
-
-def document_passage(
-    documents: Documents, i: int, tokenizer: Tokenizer, augmenter: Augmenter | None, drawn: dict[str, Generator]
-) -> Passage:
-    """A document as it is trained on, changed by what was drawn for it, with end-of-text behind it."""
-    if isinstance(documents, RecordDocuments):
-        return documents.passage(i, augmenter, drawn)
-    if not augmenter or not drawn:
-        return Passage(document_tokens(documents, i, tokenizer))
-    document, end = augmenter.change(documents.text(i), drawn), tokenizer.end_of_text
-    labels = None if document.labels is None else ended(document.labels, end)
-    return Passage(ended(document.tokens, end), labels, applied=document.applied)
-
-
-def make_augmenter(corpus: CorpusConfig, augment: AugmentConfig, tokenizer: Tokenizer, seed: int) -> Augmenter | None:
-    """What changes a corpus's documents; None where nothing is asked for."""
-    config = own_augmentation(corpus, augment)
-    return Augmenter(config, tokenizer, seed) if config.active else None
+        drawn = augmenter.draw(draw.epoch, draw.corpus, draw.document)
+        return documents.passage(draw.document, self.tokenizer, augmenter, drawn)._replace(corpus=draw.corpus)
 
 
 def own_augmentation(corpus: CorpusConfig, augment: AugmentConfig) -> AugmentConfig:
@@ -166,33 +104,9 @@ def own_augmentation(corpus: CorpusConfig, augment: AugmentConfig) -> AugmentCon
     return corpus.augment if corpus.augment.active else augment
 
 
-def document_tokens(documents: Documents, i: int, tokenizer: Tokenizer) -> np.ndarray:
-    """The tokens of a document and end-of-text."""
-    if isinstance(documents, RecordDocuments):
-        return documents.passage(i).tokens
-    if isinstance(documents, Store) and documents.tokenizer is not None:
-        return documents.tokens(i)
-    return ended(tokenizer.encode(documents.text(i)), tokenizer.end_of_text)
-
-
-def ended(tokens: np.ndarray, end_of_text: int) -> np.ndarray:
-    """The tokens with one more behind them; ``np.append`` takes several times as long."""
-    out = np.empty(len(tokens) + 1, tokens.dtype)
-    out[:-1], out[-1] = tokens, end_of_text
-    return out
-
-
 def used_documents(documents: Documents, corpus: CorpusConfig) -> int:
     """How many of a corpus's documents are trained on."""
     return documents.first(corpus.documents) if corpus.weight else 0
-
-
-def check_sizes(config: DataConfig, sizes: list[int]) -> None:
-    """Raise DataError where a corpus of the mixture has no document to train on."""
-    for (name, corpus), size in zip(config.corpora.items(), sizes, strict=True):
-        if corpus.weight and not size:
-            rule = "holds no document for training"
-            raise DataError("corpus", key="data.corpora", value=name, rule=rule, remedy="Give it text, or set its weight to 0")
 
 
 def draw_weights(config: DataConfig, documents: list[Documents], augment: AugmentConfig) -> list[float]:
@@ -214,18 +128,7 @@ def mean_tokens(documents: Documents, n: int, tokenizer: Tokenizer) -> float:
         return documents.elements(n) / max(1, n)
     chosen = {i * n // SAMPLED for i in range(SAMPLED)}
     if isinstance(documents, RecordDocuments):
-        return sum(len(documents.passage(i).tokens) for i in chosen) / len(chosen)
+        return sum(len(documents.tokens(i, tokenizer)) for i in chosen) / len(chosen)
     texts = [documents.text(i) for i in sorted(chosen)]
     tokens_per_byte = sum(len(tokenizer.encode(t)) for t in texts) / max(1, sum(len(t.encode()) for t in texts))
     return documents.elements(n) / n * tokens_per_byte + 1
-
-
-def validation_tokens(documents: Documents, tokenizer: Tokenizer, enough: int | None) -> Iterator[np.ndarray]:
-    """The tokens of the validation documents in stored order, until there are ``enough``."""
-    seen = 0
-    for i in range(len(documents)):
-        if enough is not None and seen >= enough:
-            return
-        tokens = document_tokens(documents, i, tokenizer)
-        yield tokens if documents.is_whole(i) else tokens[:-1]
-        seen += len(tokens)

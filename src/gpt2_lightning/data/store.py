@@ -26,11 +26,12 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from gpt2_lightning.data.corpus import Piece, Reading
+from gpt2_lightning.data.documents import Documents, ended
 from gpt2_lightning.data.tokens import Tokenizer, load_tokenizer
 from gpt2_lightning.errors import DataError, OutputError, PlatformError
 from gpt2_lightning.lock import process_state
 
-__all__ = ["Store", "discard", "open_store"]
+__all__ = ["Store", "open_store"]
 
 FORMAT = 1
 INDEX = np.dtype([("end", "<i8"), ("whole", "?")])  # end in the file, in elements; whether the document ends there too
@@ -40,15 +41,15 @@ BATCH = 64  # pieces tokenised at a time
 Pieces = Callable[[Reading], Iterator[Piece]]
 
 
-class Store:
+class Store(Documents):
     """The documents of one part, ``train`` or ``validation``, of a store's folder; raises DataError when it was cut short."""
 
     def __init__(self, folder: Path, part: str, made: list[Path] | None = None) -> None:
         self.folder, self.part, self.made = folder, part, made  # made: the folders made for it, where this command built it
         try:
             manifest = json.loads((folder / "store.json").read_text(encoding="utf-8"))
-            self.fingerprint: str = manifest["fingerprint"]
-            self.warnings: list[str] = manifest["warnings"]
+            self.fingerprint = manifest["fingerprint"]
+            self.warnings = manifest["warnings"]
             self.tokenizer = load_tokenizer(manifest["tokenizer"]) if manifest["tokenizer"] else None
             self.file = (folder / f"{part}.bin").open("rb", buffering=0)
             if [(folder / f"{part}.{end}").stat().st_size for end in ("bin", "index")] != manifest["sizes"][part]:
@@ -69,6 +70,12 @@ class Store:
     def __reduce__(self) -> tuple[Any, ...]:
         """Opened anew in another process."""
         return Store, (self.folder, self.part)
+
+    def discard(self) -> None:
+        """Remove it where this command built it, and the folders it made for it."""
+        if self.made is not None and self.folder.is_dir():
+            remove(self.folder)
+            remove_empty(self.made)
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -97,8 +104,10 @@ class Store:
             raise self.damaged(f"it was cut short while it was read, byte {start + len(content)} of '{self.part}.bin' is gone")
         return content
 
-    def tokens(self, i: int) -> np.ndarray:
-        """The tokens of document i, end-of-text included; for a store of tokens."""
+    def tokens(self, i: int, tokenizer: Tokenizer | None = None) -> np.ndarray:
+        """The tokens of document i and end-of-text: those that are stored, where the store is one of tokens."""
+        if self.tokenizer is None and tokenizer is not None:
+            return super().tokens(i, tokenizer)
         return np.frombuffer(self.read(i), self.dtype)
 
     def text(self, i: int) -> str:
@@ -122,13 +131,6 @@ def open_store(name: str, read: Pieces, made_from: dict[str, Any], tokenizer: st
     place = cache / f"{name}-{key}"
     made = None if (place / "store.json").is_file() else build_at(place, read, tokenizer)
     return {part: Store(place, part, made) for part in PARTS}
-
-
-def discard(store: Store) -> None:
-    """Remove a store that this command built for a run that is refused, and the folders it made for it."""
-    if store.made is not None and store.folder.is_dir():
-        remove(store.folder)
-        remove_empty(store.made)
 
 
 def build_at(place: Path, read: Pieces, tokenizer: str | None) -> list[Path]:
@@ -255,21 +257,16 @@ def encoded(pieces: Iterator[Piece], tokenizer: Tokenizer | None) -> Iterator[tu
         return
     cores = os.cpu_count() or 1
     with ThreadPoolExecutor(cores) as pool:
-        waiting: deque[tuple[list[Piece], Future[list[np.ndarray]]]] = deque()
+        waiting: deque[Future[list[tuple[Piece, bytes, int]]]] = deque()
         while batch := list(islice(pieces, BATCH)):
-            waiting.append((batch, pool.submit(encode_all, batch, tokenizer)))
+            waiting.append(pool.submit(encode_all, batch, tokenizer))
             if len(waiting) > 2 * cores:
-                yield from joined(*waiting.popleft())
+                yield from waiting.popleft().result()
         for done in waiting:
-            yield from joined(*done)
+            yield from done.result()
 
 
-def encode_all(batch: list[Piece], tokenizer: Tokenizer) -> list[np.ndarray]:
-    """The tokens of each piece with end-of-text; tiktoken lets other threads run meanwhile."""
-    return [np.append(tokenizer.encode(piece.text), tokenizer.end_of_text).astype("<u2") for piece in batch]
-
-
-def joined(batch: list[Piece], future: "Future[list[np.ndarray]]") -> Iterator[tuple[Piece, bytes, int]]:
-    """The pieces of one batch with what they became."""
-    for piece, tokens in zip(batch, future.result(), strict=True):
-        yield piece, tokens.tobytes(), len(tokens)
+def encode_all(batch: list[Piece], tokenizer: Tokenizer) -> list[tuple[Piece, bytes, int]]:
+    """The same of some pieces, with end-of-text behind each; tiktoken lets other threads run meanwhile."""
+    tokens = [ended(tokenizer.encode(piece.text), tokenizer.end_of_text).astype("<u2") for piece in batch]
+    return [(piece, of_it.tobytes(), len(of_it)) for piece, of_it in zip(batch, tokens, strict=True)]

@@ -15,32 +15,22 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from gpt2_lightning.data.blocks import record_blocks, require_tokens, sample_tokens, validation_blocks
+from gpt2_lightning.data.blocks import record_blocks, sample_tokens, validation_blocks, validation_tokens
 from gpt2_lightning.data.chance import keyed_permutation
-from gpt2_lightning.data.lanes import NOTHING, Read
+from gpt2_lightning.data.lanes import Read
 from gpt2_lightning.data.loader import Batch, RankRows, TrainLoader
 from gpt2_lightning.data.recall import recall_passage, recall_validation
 from gpt2_lightning.data.record import RecordDocuments
-from gpt2_lightning.data.source import (
-    Corpora,
-    Source,
-    close_corpora,
-    document_tokens,
-    open_corpora,
-    own_augmentation,
-    used_documents,
-    validation_tokens,
-)
+from gpt2_lightning.data.source import Corpora, Source, close_corpora, open_corpora, own_augmentation, used_documents
 from gpt2_lightning.data.store import Store
 from gpt2_lightning.data.tokens import Tokenizer, load_tokenizer
-from gpt2_lightning.errors import CheckpointError, PlatformError
+from gpt2_lightning.errors import CheckpointError, DataError, PlatformError
 from gpt2_lightning.loss import IGNORED
 from gpt2_lightning.metrics import bits_per_byte, unigram_nats
 from gpt2_lightning.settings.augment import AugmentConfig
 from gpt2_lightning.settings.data import DataConfig
 from gpt2_lightning.settings.setting import flat
 from gpt2_lightning.settings.task import TaskConfig
-from gpt2_lightning.tasks.lm import LanguageModelling
 from gpt2_lightning.tasks.task import Record, Records, Task
 
 __all__ = ["Batch", "DataConfig", "StreamDataModule"]
@@ -69,7 +59,7 @@ class StreamDataModule(LightningDataModule):
         task: Task | None = None,
     ) -> None:
         super().__init__()
-        self.task = task or LanguageModelling(TaskConfig())
+        self.task = task or Task(TaskConfig())
         self.config, self.block_size, self.seed = config, block_size, seed
         self.max_steps, self.accumulate = max_steps, accumulate
         self.augment, self.cache = augment or AugmentConfig(), cache
@@ -102,38 +92,36 @@ class StreamDataModule(LightningDataModule):
         """Open the corpora and read what is needed to know that they are fit to train on; raises DataError otherwise."""
         if self.validation:
             return
-        if not self.config.synthetic:
-            self.corpora = open_corpora(self.config, self.cache, self.task, self.block_size)
+        if self.config.synthetic:
+            self.read: Read = partial(recall_passage, self.block_size, self.seed)
+            self.validation = [recall_validation(self.block_size, self.seed)]
+            return
+        self.corpora = open_corpora(self.config, self.cache, self.task, self.block_size)
         try:
             self.require_text()
-            self.read = self.make_read()
+            self.read = Source(self.config, self.augment, self.corpora, self.seed)
             self.validation = [self.validation_part(name) for name in self.names]
         except PlatformError:
             close_corpora(self.corpora)
             raise
 
-    def make_read(self) -> Read:
-        """What answers for a draw's passage."""
-        if self.config.synthetic:
-            return partial(recall_passage, self.block_size, self.seed)
-        return Source(self.config, self.augment, self.corpora, self.seed)
-
     def require_text(self) -> None:
         """Raise DataError where the corpora together do not fill one row."""
-        if self.config.synthetic:
-            return
-        trained = [parts["train"] for name, parts in self.corpora.items() if self.config.corpora[name].weight]
-        documents = (document_tokens(part, i, self.tokenizer) for part in trained for i in range(len(part)))
-        require_tokens(documents, self.block_size)
+        there = 0
+        for part in (parts["train"] for name, parts in self.corpora.items() if self.config.corpora[name].weight):
+            for i in range(len(part)):
+                there += len(part.tokens(i, self.tokenizer))
+                if there > self.block_size:
+                    return
+        rule = f"holds {there} tokens for training, and one block needs {self.block_size + 1}"
+        raise DataError("corpus", key="data", value="train", rule=rule, remedy="Give it more text, or lower model.block_size")
 
     def validation_part(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """One corpus's validation rows, inputs and targets."""
-        if self.config.synthetic:
-            return recall_validation(self.block_size, self.seed)
         most = self.config.val_batches and self.config.val_batches * self.config.batch_size
         held_out = self.corpora[name]["validation"]
         if isinstance(held_out, RecordDocuments):
-            passages = (held_out.passage(i) for i in range(len(held_out)))
+            passages = (held_out.passage(i, self.tokenizer) for i in range(len(held_out)))
             return record_blocks(name, passages, self.block_size, self.tokenizer.end_of_text, most)
         documents = validation_tokens(held_out, self.tokenizer, most and most * self.block_size)
         return validation_blocks(name, documents, self.block_size, self.tokenizer.end_of_text)
@@ -174,18 +162,15 @@ class StreamDataModule(LightningDataModule):
             step, places = stood["step"], stood["places"].numpy()
         rows = RankRows(
             read=self.read,
+            config=self.config,
             block_size=self.block_size,
-            batch_size=self.config.batch_size,
+            end_of_text=self.tokenizer.end_of_text,
             lanes=own * ranks,
             first=own * rank,
             places=places[own * rank : own * (rank + 1)],
-            end_of_text=self.tokenizer.end_of_text,
-            several=len(self.names) > 1,
-            records=self.config.records,
-            overfit=self.config.overfit,
         )
         start, skipped = (step + self.skipped) * self.accumulate, self.skipped * self.accumulate
-        return TrainLoader(rows, self.config.workers, start, self.max_steps * self.accumulate + skipped, skipped)
+        return TrainLoader(rows, start, self.max_steps * self.accumulate + skipped, skipped)
 
     def val_dataloader(self) -> list["Batches"]:
         """This rank's share of every corpus's validation batches; dealt in turn, so shares differ by one batch at most."""
@@ -200,7 +185,7 @@ class StreamDataModule(LightningDataModule):
         size = self.config.batch_size
         starts = range(0, len(inputs), size)[: self.config.val_batches]
         if rank >= len(starts):
-            return Batches(inputs[:1], np.full_like(targets[:1], NOTHING), range(1), size)
+            return Batches(inputs[:1], np.full_like(targets[:1], IGNORED), range(1), size)
         return Batches(inputs, targets, starts[rank::ranks], size)
 
     def state_dict(self) -> dict[str, Any]:
@@ -233,7 +218,13 @@ class StreamDataModule(LightningDataModule):
             now |= {f"text of {name}": print_ for name, print_ in self.fingerprints().items()}
         for key in {**then, **now}:
             if then.get(key) != now.get(key):
-                raise differs(key, then.get(key, "none"), now.get(key, "none"))
+                remedy = "Restore the corpus, or set data.accept_changes=true" if key.startswith("text") else ""
+                if key == "rows a step":
+                    remedy = (
+                        "Choose data.batch_size, trainer.accumulate, trainer.devices and trainer.nodes with the same product"
+                    )
+                rule = f"was {then.get(key, 'none')} when the checkpoint was saved and is {now.get(key, 'none')} now"
+                raise CheckpointError(key, rule=rule, remedy=remedy)
         self.resumed = state_dict
         if self.rewound is None:
             self.skipped = state_dict["skipped"]
@@ -263,19 +254,6 @@ class Batches:
         return len(self.starts)
 
     def __iter__(self) -> Iterator[Batch]:
-        for i in self.starts:
-            yield to_batch(self.inputs[i : i + self.size], self.targets[i : i + self.size])
-
-
-def differs(key: str, then: Any, now: Any) -> CheckpointError:
-    """The error for a checkpoint that other data belong to."""
-    remedy = "Restore the corpus, or set data.accept_changes=true" if key.startswith("text") else ""
-    if key == "rows a step":
-        remedy = "Choose data.batch_size, trainer.accumulate, trainer.devices and trainer.nodes with the same product"
-    return CheckpointError(key, rule=f"was {then} when the checkpoint was saved and is {now} now", remedy=remedy)
-
-
-def to_batch(inputs: np.ndarray, targets: np.ndarray) -> Batch:
-    """Tensors the trainer takes; -1 becomes IGNORED as a target, and any token as an input."""
-    x, y = torch.from_numpy(inputs.astype(np.int64)), torch.from_numpy(targets.astype(np.int64))
-    return Batch(x.clamp_(min=0), y.masked_fill_(y < 0, IGNORED))
+        for rows in (slice(i, i + self.size) for i in self.starts):
+            inputs, targets = (torch.from_numpy(part[rows].astype(np.int64)) for part in (self.inputs, self.targets))
+            yield Batch(inputs.clamp_(min=0), targets)  # behind the last document inputs are IGNORED too

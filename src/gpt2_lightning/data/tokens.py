@@ -9,12 +9,12 @@ import gzip
 import hashlib
 from functools import cache
 from importlib.resources import files
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import tiktoken
 
-from gpt2_lightning.errors import ConfigError, DataError
+from gpt2_lightning.errors import DataError
 from gpt2_lightning.settings.data import TOKENIZERS
 
 __all__ = ["END_OF_TEXT", "ByteTokenizer", "GPT2Tokenizer", "Tokenizer", "gpt2_ranks", "load_tokenizer"]
@@ -25,39 +25,41 @@ RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930
 SPLIT = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""  # Radford et al. 2019, encoder.py
 
 
-@runtime_checkable
-class Tokenizer(Protocol):
-    """What a tokenizer offers."""
+class Tokenizer:
+    """What a tokenizer offers: the last word of its vocabulary is end-of-text, which has no bytes."""
 
-    vocab_size: int
-    end_of_text: int
+    name: str
+
+    def __init__(self) -> None:
+        self.vocab_size = TOKENIZERS[self.name]
+        self.end_of_text = self.vocab_size - 1
 
     def encode(self, text: str) -> np.ndarray:
         """Token ids, int32."""
-        ...
-
-    def decode(self, tokens: list[int]) -> str:
-        """The text of the ids."""
-        ...
+        raise NotImplementedError
 
     def decode_bytes(self, tokens: list[int]) -> bytes:
-        """The bytes of the ids; end-of-text has none."""
-        ...
+        """The bytes of the ids."""
+        raise NotImplementedError
+
+    def decode(self, tokens: list[int]) -> str:
+        """The text of the ids; bytes that make no whole character become U+FFFD."""
+        return self.decode_bytes(tokens).decode("utf-8", "replace")
 
     def token_bytes(self) -> np.ndarray:
-        """Bytes of each word of the vocabulary, int64; end-of-text has none."""
-        ...
+        """Bytes of each word of the vocabulary, int64."""
+        return np.array([len(self.decode_bytes([token])) for token in range(self.vocab_size)])
 
 
-class GPT2Tokenizer:
+class GPT2Tokenizer(Tokenizer):
     """GPT-2's byte-pair encoding through tiktoken."""
 
+    name = "gpt2"
+
     def __init__(self) -> None:
-        self.encoding = tiktoken.Encoding(
-            "gpt2", pat_str=SPLIT, mergeable_ranks=gpt2_ranks(), special_tokens={END_OF_TEXT: 50256}
-        )
-        self.vocab_size = TOKENIZERS["gpt2"]
-        self.end_of_text = self.vocab_size - 1
+        super().__init__()
+        special = {END_OF_TEXT: self.end_of_text}
+        self.encoding = tiktoken.Encoding("gpt2", pat_str=SPLIT, mergeable_ranks=gpt2_ranks(), special_tokens=special)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Made anew in another process, from the vocabulary that ships."""
@@ -67,51 +69,29 @@ class GPT2Tokenizer:
         """Token ids, int32; text that spells a special token is text."""
         return self.encoding.encode_to_numpy(text, disallowed_special=()).view(np.int32)
 
-    def decode(self, tokens: list[int]) -> str:
-        """The text; bytes that make no whole character become U+FFFD, end-of-text becomes nothing."""
-        return self.decode_bytes(tokens).decode("utf-8", "replace")
-
     def decode_bytes(self, tokens: list[int]) -> bytes:
-        """The bytes; end-of-text becomes nothing."""
+        """The bytes of the ids."""
         return self.encoding.decode_bytes([t for t in tokens if t != self.end_of_text])
 
-    def token_bytes(self) -> np.ndarray:
-        """The number of bytes of each word of the vocabulary, int64."""
-        lengths = [len(self.encoding.decode_single_token_bytes(t)) for t in range(self.end_of_text)]
-        return np.array([*lengths, 0])
 
-
-class ByteTokenizer:
+class ByteTokenizer(Tokenizer):
     """UTF-8 bytes, and end-of-text as number 256."""
 
-    vocab_size = TOKENIZERS["bytes"]
-    end_of_text = vocab_size - 1
+    name = "bytes"
 
     def encode(self, text: str) -> np.ndarray:
         """Token ids, int32."""
         return np.frombuffer(text.encode("utf-8", "surrogateescape"), dtype=np.uint8).astype(np.int32)
 
-    def decode(self, tokens: list[int]) -> str:
-        """The text; bytes that make no whole character become U+FFFD, end-of-text becomes nothing."""
-        return self.decode_bytes(tokens).decode("utf-8", "replace")
-
     def decode_bytes(self, tokens: list[int]) -> bytes:
-        """The bytes; end-of-text becomes nothing."""
+        """The bytes of the ids."""
         return bytes(t for t in tokens if t < 256)
-
-    def token_bytes(self) -> np.ndarray:
-        """One byte each, int64."""
-        return np.array([1] * 256 + [0])
 
 
 @cache
 def load_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer of that name, made once."""
-    if name == "gpt2":
-        return GPT2Tokenizer()
-    if name == "bytes":
-        return ByteTokenizer()
-    raise ConfigError("tokenizer", key="data.tokenizer", value=name, rule="must be one of gpt2, bytes")
+    """The tokenizer of that name, one of TOKENIZERS, made once."""
+    return {kind.name: kind for kind in (GPT2Tokenizer, ByteTokenizer)}[name]()
 
 
 @cache

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import reduce
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,19 @@ from tqdm import tqdm
 from gpt2_lightning.board import open_board
 from gpt2_lightning.checkpoint import read_manifest
 from gpt2_lightning.config import compose_config, from_plain
+from gpt2_lightning.data.hub import hub_rows
 from gpt2_lightning.data.tokens import Tokenizer
 from gpt2_lightning.errors import ConfigError, DataError
 from gpt2_lightning.evaluation.perplexity import Measured, measure, text_figures
 from gpt2_lightning.evaluation.protocols import HELLASWAG, LAMBADA, Protocol, encode_pair
-from gpt2_lightning.evaluation.records import corpora_texts, file_texts, hub_records, local_records
+from gpt2_lightning.evaluation.records import corpora_texts, file_texts, local_records
 from gpt2_lightning.evaluation.score import score
 from gpt2_lightning.evaluation.task import judge_task
 from gpt2_lightning.folder import write_whole
 from gpt2_lightning.generation.text import tokenizer_of
 from gpt2_lightning.lock import living_holder
 from gpt2_lightning.pretrained import Opened, open_decoder
-from gpt2_lightning.settings.data import TOKENIZERS, CorpusConfig, DataConfig
+from gpt2_lightning.settings.data import CorpusConfig, DataConfig
 from gpt2_lightning.settings.evaluate import EvaluateConfig
 
 __all__ = ["evaluate", "judge_records", "judge_texts"]
@@ -72,20 +73,20 @@ def read_texts(config: EvaluateConfig, opened: Opened, tokenizer: Tokenizer) -> 
         corpus = CorpusConfig(path=config.path, field=config.field, split=config.split)
         found = {Path(config.path).stem.strip("*?[]") or "text": file_texts(corpus, tokenizer, config.limit)}
     else:
-        found = corpora_texts(validation_data(config, opened), Path(config.outputs) / "cache", tokenizer, config.limit)
+        found = corpora_texts(
+            validation_data(config, opened, tokenizer), Path(config.outputs) / "cache", tokenizer, config.limit
+        )
     for name, texts in found.items():
         if not sum(map(len, texts)):
             raise DataError("corpus", key="corpus", value=name, rule="holds no text to evaluate on")
     return found
 
 
-def validation_data(config: EvaluateConfig, opened: Opened) -> DataConfig:
+def validation_data(config: EvaluateConfig, opened: Opened, tokenizer: Tokenizer) -> DataConfig:
     """The settings of the corpora whose validation text is read, in the decoder's tokens; raises ConfigError."""
-    words = opened.decoder.config.vocab_size
-    name = next(name for name, size in TOKENIZERS.items() if size == words)
     if config.data is not None:
-        asked = [f"data={config.data}", f"data.tokenizer={name}", f"model.vocab_size={words}"]
-        data = compose_config(asked).data
+        of_decoder = [f"data.tokenizer={tokenizer.name}", f"model.vocab_size={tokenizer.vocab_size}"]
+        data = compose_config([f"data={config.data}", *of_decoder]).data
     elif opened.config:
         data = from_plain(opened.config).data
     else:
@@ -94,7 +95,7 @@ def validation_data(config: EvaluateConfig, opened: Opened) -> DataConfig:
     if data.synthetic is not None:
         rule = f"the run's own data, {data.synthetic}, is made up and no text"
         raise ConfigError("text", key="data", value=data.synthetic, rule=rule, remedy="Set path=FILE or data=NAME")
-    return replace(data, tokenizer=name)
+    return replace(data, tokenizer=tokenizer.name)
 
 
 def judge_texts(
@@ -114,7 +115,7 @@ def judge_texts(
             found[name] = measure(decoder, texts, end, tokenizer.token_bytes(), stride, config.batch_size, bar.update)
     figures = {name: text_figures(measured) for name, measured in found.items()}
     if len(found) > 1:
-        figures["all"] = text_figures(reduce(Measured.plus, found.values()))
+        figures["all"] = text_figures(Measured(*map(sum, zip(*found.values(), strict=True))))
     return figures
 
 
@@ -123,7 +124,7 @@ def judge_records(opened: Opened, tokenizer: Tokenizer, protocol: Protocol, conf
     if config.path is not None:
         records = local_records(config.path, config.limit)
     else:
-        records = hub_records(config.hub or protocol.hub, protocol.part, config.limit)
+        records = list(islice(hub_rows(config.hub or protocol.hub, protocol.part), config.limit))
     if not records:
         raise DataError("records", key="path", value=config.path or config.hub or protocol.hub, rule="there are none")
     judged: list[Figures] = []
@@ -168,15 +169,11 @@ def table(figures: Mapping[str, Figures], title: str) -> str:
     """Rows by corpus or protocol, a column a figure."""
     columns = list(next(iter(figures.values())))
     rows = [["", *(name.replace("_", " ") for name in columns)]]
-    rows += [[name, *(shown(of[column]) for column in columns)] for name, of in figures.items()]
+    for name, of in figures.items():
+        rows.append([name, *(f"{of[key]:,}" if isinstance(of[key], int) else f"{of[key]:,.4f}" for key in columns)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
     return "\n".join([title, *lines])
-
-
-def shown(value: int | float) -> str:
-    """A count, or a figure with four digits behind the point."""
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4f}"
 
 
 def show_on_board(opened: Opened, figures: Mapping[str, Figures]) -> None:

@@ -61,13 +61,9 @@ class HarnessModel(LM):
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """The log-probability of each text, behind end-of-text, in windows that do not overlap."""
-        return [-self.measured(request.args[0]) for request in requests]
-
-    def measured(self, text: str) -> float:
-        """The code length of a text in nats."""
-        tokenizer, size = self.tokenizer, self.decoder.config.block_size
-        texts, end = [tokenizer.encode(text)], tokenizer.end_of_text
-        return measure(self.decoder, texts, end, tokenizer.token_bytes(), size, self.batch_size).nats
+        size, end, n_bytes = self.decoder.config.block_size, self.tokenizer.end_of_text, self.tokenizer.token_bytes()
+        texts = (self.tokenizer.encode(request.args[0]) for request in requests)
+        return [-measure(self.decoder, [text], end, n_bytes, size, self.batch_size).nats for text in texts]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Each context's continuation up to the first stop string, greedy unless the task samples."""
@@ -84,7 +80,7 @@ class HarnessModel(LM):
             raise ConfigError("tokens to generate", key="max_gen_toks", value=limit, rule=rule)
         start = self.tokenizer.encode(context)[-room:].tolist() or [self.tokenizer.end_of_text]
         config = GenerateConfig(max_new_tokens=limit, stop=stop)
-        (found,) = continue_starts(self.decoder, self.tokenizer, [context], [start], config, sampler_of(how))
+        (found,) = continue_starts(self.decoder, self.tokenizer, [start], config, sampler_of(how))
         return found[0].text
 
 

@@ -28,10 +28,6 @@ class Measured(NamedTuple):
     tokens: int
     n_bytes: int
 
-    def plus(self, other: "Measured") -> "Measured":
-        """Both texts together."""
-        return Measured(self.nats + other.nats, self.tokens + other.tokens, self.n_bytes + other.n_bytes)
-
 
 def windows(tokens: np.ndarray, start: int, block_size: int, stride: int) -> Iterator[tuple[list[int], list[int]]]:
     """Contexts and continuations that predict each of the tokens once, the first behind the token ``start``.
@@ -62,7 +58,8 @@ def measure(
     while some := list(islice(asked, AT_ONCE)):
         found = score(decoder, [context for context, _ in some], [tokens for _, tokens in some], batch_size)
         for (_, tokens), one in zip(some, found, strict=True):
-            total = total.plus(Measured(-one.log_p, len(tokens), int(bytes_per_token[tokens].sum())))
+            n_bytes = int(bytes_per_token[tokens].sum())
+            total = Measured(total.nats - one.log_p, total.tokens + len(tokens), total.n_bytes + n_bytes)
         progress(sum(len(tokens) for _, tokens in some))
     return total
 

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 
 from gpt2_lightning.data.corpus import Placed, Reading, corpus_files, json_lines, read_files
-from gpt2_lightning.data.hub import hub_rows
+from gpt2_lightning.data.documents import Documents
 from gpt2_lightning.data.rows import stored_record
-from gpt2_lightning.data.source import Documents, document_tokens, open_corpora
+from gpt2_lightning.data.source import open_corpora
 from gpt2_lightning.data.tokens import Tokenizer
 from gpt2_lightning.errors import DataError
 from gpt2_lightning.settings.data import CorpusConfig, DataConfig
 from gpt2_lightning.tasks.task import Record, Task
 
-__all__ = ["corpora_texts", "file_texts", "hub_records", "local_records", "task_records"]
+__all__ = ["corpora_texts", "file_texts", "local_records", "task_records"]
 
 SEGMENT = 16_384  # characters of a piece
 
@@ -63,11 +63,6 @@ def record(line: bytes, place: str) -> dict[str, Any]:
     return found
 
 
-def hub_records(name: str, part: str, limit: int | None) -> list[Placed]:
-    """The rows of a part of a hub data set, each with its place; raises DataError."""
-    return list(islice(hub_rows(name, part), limit))
-
-
 def file_texts(config: CorpusConfig, tokenizer: Tokenizer, limit: int | None) -> list[np.ndarray]:
     """The tokens of each document of the files, without end-of-text; raises DataError."""
 
@@ -93,7 +88,7 @@ def whole_documents(documents: Documents, tokenizer: Tokenizer) -> Iterator[np.n
     """The tokens of documents of which a long one lies in several pieces."""
     held: list[np.ndarray] = []
     for i in range(len(documents)):
-        held.append(document_tokens(documents, i, tokenizer)[:-1])
+        held.append(documents.tokens(i, tokenizer)[:-1])
         if documents.is_whole(i):
             yield np.concatenate(held)
             held.clear()

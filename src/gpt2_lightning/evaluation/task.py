@@ -13,7 +13,6 @@ from gpt2_lightning.errors import ConfigError
 from gpt2_lightning.evaluation.records import task_records
 from gpt2_lightning.generation.records import RecordModel
 from gpt2_lightning.pretrained import Opened
-from gpt2_lightning.settings.data import TOKENIZERS
 from gpt2_lightning.settings.evaluate import EvaluateConfig
 from gpt2_lightning.tasks.catalogue import load_task
 from gpt2_lightning.tasks.task import Judgement, Records, Task
@@ -23,14 +22,14 @@ __all__ = ["judge_task"]
 
 def judge_task(config: EvaluateConfig, words: list[str], opened: Opened, tokenizer: Tokenizer) -> tuple[Judgement, int]:
     """What the task measures, and of how many records; ``words`` change its settings. Raises ConfigError, DataError."""
-    run = settings(config, words, opened)
+    run = settings(config, words, opened, tokenizer)
     task = load_task(run.task)
     records = held_out(config, run, task)
     model = RecordModel(opened.decoder.eval(), tokenizer, run.task.cut, run.seed)
     return task.judge(records, model), len(records.held_out)
 
 
-def settings(config: EvaluateConfig, words: list[str], opened: Opened) -> RunConfig:
+def settings(config: EvaluateConfig, words: list[str], opened: Opened, tokenizer: Tokenizer) -> RunConfig:
     """The task as the run was trained on it, where it was and no other data are asked for; else as its option has it."""
     own = opened.config and opened.config["task"]
     if own and own["name"] == config.task and config.data is None:
@@ -41,11 +40,9 @@ def settings(config: EvaluateConfig, words: list[str], opened: Opened) -> RunCon
     if config.path is None and config.data is None:
         rule = f"'{config.run}' was not trained on task={config.task}"
         raise ConfigError("records", key="path", value="", rule=rule, remedy="Set path=FILE or data=NAME")
-    shape = opened.decoder.config
-    name = next(name for name, size in TOKENIZERS.items() if size == shape.vocab_size)
     data = [f"data={config.data}"] if config.data else []
-    asked = [f"task={config.task}", *data, f"data.tokenizer={name}", f"model.vocab_size={shape.vocab_size}"]
-    return compose_config([*asked, f"model.block_size={shape.block_size}", *words])
+    asked = [f"task={config.task}", *data, f"model.block_size={opened.decoder.config.block_size}"]
+    return compose_config([*asked, f"data.tokenizer={tokenizer.name}", f"model.vocab_size={tokenizer.vocab_size}", *words])
 
 
 def held_out(config: EvaluateConfig, run: RunConfig, task: Task) -> Records:

@@ -6,10 +6,10 @@ One number: 1, the text that is shown while it is made; several are shown when t
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from gpt2_lightning.data.record import question_tokens
 from gpt2_lightning.errors import CheckpointError, ConfigError, OutputError
@@ -107,17 +107,10 @@ def show_piece(text: str) -> None:
 def talk(writer: Writer) -> None:
     """Continue what is typed, line by line, until the input ends; each answer has the next seed. Raises ConfigError."""
     print("Type a beginning, and Enter; end with Ctrl-D.", file=sys.stderr)
-    while True:
-        try:
-            prompt = input("> ")
-            prompt.encode("utf-8")  # in some locales, what is none is let through
-        except EOFError:
-            print()
-            return
-        except UnicodeError as error:
-            raise ConfigError("prompt", rule="is not valid UTF-8") from error
+    for prompt in typed_lines("> "):
         show(writer, prompt)
         writer.config = replace(writer.config, seed=writer.config.seed + 1)
+    print()
 
 
 def chat(writer: Writer, said: str | None) -> None:
@@ -128,53 +121,47 @@ def chat(writer: Writer, said: str | None) -> None:
     task = Dialogue(replace(writer.task, name="dialogue", file=None))
     you, me = (task.config.speakers or ["A", "B"])[:2]
     turns: list[Turn] = []
-    for line in [said] if said is not None else typed_lines(f"{you}: "):
+    for line in [said] if said is not None else filter(str.strip, typed_lines(f"{you}: ")):
         turns.append((you, " ".join(line.split())))
         room = max(1, writer.decoder.config.block_size - writer.config.max_new_tokens)
         start = question_tokens(question(task.prompt(turns, me)), writer.tokenizer, room, "start")
         asked = replace(writer.config, stop=[*writer.config.stop, "\n"], n=1)
-        ((found,),) = continue_starts(writer.decoder, writer.tokenizer, [""], [start], asked, writer.sampler)
+        ((found,),) = continue_starts(writer.decoder, writer.tokenizer, [start], asked, writer.sampler)
         turns.append((me, found.text.strip()))
         print(f"{me}: {found.text.strip()}", flush=True)
         writer.config = replace(writer.config, seed=writer.config.seed + 1)
 
 
 def typed_lines(shown: str) -> Iterator[str]:
-    """What is typed or piped, line by line, empty lines left out; raises ConfigError for what is not UTF-8."""
+    """What is typed or piped, line by line; raises ConfigError for what is not UTF-8."""
     at_terminal = sys.stdin.isatty()
     while True:
         try:
             line = input(shown if at_terminal else "")
-            line.encode("utf-8")
+            line.encode("utf-8")  # in some locales, what is none is let through
         except EOFError:
             return
         except UnicodeError as error:
             raise ConfigError("prompt", rule="is not valid UTF-8") from error
-        if line.strip():
-            yield line
+        yield line
 
 
 def write_records(writer: Writer, records: list[dict[str, Any]], asked: Asked) -> None:
-    """One JSON object a continuation, as they are made: what the prompt's line held, and what became of it."""
+    """One JSON object a continuation, as they are made: what its prompt's line held, and what became of it.
+
+    Raises OutputError.
+    """
     how = {"run": asked.run, "seed": writer.config.seed, "sampler": asdict(writer.sampler)}
     groups = writer.write([record["prompt"] for record in records])
-    with opened(asked.out) as file:
-        for record, group in zip(records, groups, strict=True):
-            for i, one in enumerate(group):
-                found = {"text": one.text, "ended": one.ended, "new_tokens": len(one.tokens), "sample": i}
-                score = {} if one.score is None else {"score": one.score}
-                file.write(json.dumps({**record, **found, **score, **how}, ensure_ascii=False) + "\n")
-                file.flush()
-
-
-@contextmanager
-def opened(out: str) -> Iterator[TextIO]:
-    """The file to write, or the standard output; raises OutputError."""
-    if not out:
-        yield sys.stdout
-        return
     try:
-        with open(out, "w", encoding="utf-8") as file:
-            yield file
+        with Path(asked.out).open("w", encoding="utf-8") if asked.out else nullcontext(sys.stdout) as file:
+            for record, group in zip(records, groups, strict=True):
+                for i, one in enumerate(group):
+                    found = {"text": one.text, "ended": one.ended, "new_tokens": len(one.tokens), "sample": i}
+                    score = {} if one.score is None else {"score": one.score}
+                    file.write(json.dumps({**record, **found, **score, **how}, ensure_ascii=False) + "\n")
+                    file.flush()
     except OSError as error:
-        raise OutputError("output", key="out", value=out, rule=f"cannot be written: {error.strerror}") from error
+        if not asked.out:
+            raise
+        raise OutputError("output", key="out", value=asked.out, rule=f"cannot be written: {error.strerror}") from error

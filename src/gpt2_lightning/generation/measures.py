@@ -13,11 +13,10 @@ from torch import Tensor
 from gpt2_lightning.data.chance import keyed_permutation
 from gpt2_lightning.decoder import Decoder
 from gpt2_lightning.errors import DataError
-from gpt2_lightning.generation.beam import beam_search
-from gpt2_lightning.generation.engine import continue_tokens
-from gpt2_lightning.generation.packed import pack
-from gpt2_lightning.generation.sampler import Candidates, entropy, prompt_keys
+from gpt2_lightning.generation.sampler import Candidates, entropy
+from gpt2_lightning.generation.text import NoText, continue_starts
 from gpt2_lightning.loss import token_losses
+from gpt2_lightning.settings.generate import GenerateConfig
 from gpt2_lightning.settings.sampler import SamplerConfig
 from gpt2_lightning.text_metrics import text_metrics
 
@@ -51,7 +50,13 @@ def measure_generation(
     human = rows[:, prompt : prompt + max_new_tokens]
     prompts = rows[:, :prompt].tolist()
     entropies: list[Tensor] = []
-    texts = continuations(decoder, prompts, human.shape[1], sampler, prompt_keys(seed, prompts), batch_size, entropies)
+
+    def observe(logits: Tensor, found: Candidates) -> None:
+        entropies.append(torch.stack(entropy(logits, found, sampler)).mean(1))
+
+    asked = GenerateConfig(max_new_tokens=human.shape[1], seed=seed, batch_size=batch_size)
+    made = continue_starts(decoder, NoText(), prompts, asked, sampler, observe=observe)
+    texts = [best.tokens for best, *_ in made]
     device = decoder.wte.weight.device
     written = torch.cat([rows[:, :prompt], torch.tensor(texts)], 1).to(device)
     nats, human_nats = (
@@ -63,26 +68,6 @@ def measure_generation(
         before, after = torch.stack(entropies).mean(0).tolist()
         found |= {"generation/entropy": before, "generation/sampled_entropy": after}
     return found
-
-
-def continuations(
-    decoder: Decoder, prompts: list[list[int]], length: int, sampler: SamplerConfig, keys: list[int], batch_size: int,
-    entropies: list[Tensor],
-) -> list[list[int]]:  # fmt: skip
-    """One text of ``length`` tokens for each prompt; the mean entropies of every step are added to ``entropies``."""
-    packed, texts = pack(decoder), []
-
-    def observe(logits: Tensor, found: Candidates) -> None:
-        entropies.append(torch.stack(entropy(logits, found, sampler)).mean(1))
-
-    size = max(1, batch_size // sampler.beams)
-    for i in range(0, len(prompts), size):
-        part, limits = prompts[i : i + size], [length] * len(prompts[i : i + size])
-        if sampler.beams > 1:
-            texts += [best[0].tokens for best in beam_search(packed, part, limits, sampler, end_of_text=-1)]
-        else:
-            texts += continue_tokens(packed, part, limits, sampler, keys[i : i + size], observe=observe)
-    return texts
 
 
 def continuation_nats(decoder: Decoder, rows: Int[Tensor, "N T"], prompt: int, batch_size: int) -> float:

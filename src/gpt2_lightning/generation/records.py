@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from gpt2_lightning.data.lanes import NOTHING, Passage
+from gpt2_lightning.data.lanes import Passage
 from gpt2_lightning.data.record import question_tokens, record_passage
 from gpt2_lightning.data.tokens import Tokenizer
 from gpt2_lightning.decoder import Decoder
@@ -20,7 +21,7 @@ from gpt2_lightning.generation.text import continue_starts
 from gpt2_lightning.loss import IGNORED, token_losses
 from gpt2_lightning.settings.generate import GenerateConfig
 from gpt2_lightning.settings.sampler import SamplerConfig
-from gpt2_lightning.tasks.task import Record, question, read_only, y
+from gpt2_lightning.tasks.task import Record, question, with_answer
 
 __all__ = ["RecordModel"]
 
@@ -51,7 +52,7 @@ class RecordModel:
         What all words begin with is read before, such as a blank where tokens are bytes.
         """
         alike, tokens = self.first_difference(words)
-        asked = [[*map(read_only, question(record)), y(words[0])] for record in records]
+        asked = [with_answer(record, words[0]) for record in records]
         found: list[list[float]] = [[]] * len(records)
         for places, inputs, targets in self.rows(asked):
             at = (targets != IGNORED).int().argmax(1) + alike
@@ -81,7 +82,7 @@ class RecordModel:
         starts = [question_tokens(question(record), self.tokenizer, room, self.cut) for record in records]
         asked = GenerateConfig(max_new_tokens=max_new_tokens, seed=self.seed, stop=list(stop), batch_size=ROWS)
         sampler = SamplerConfig() if sample else SamplerConfig(beams=beams) if beams > 1 else SamplerConfig(k=1)
-        made = continue_starts(self.decoder, self.tokenizer, [""] * len(starts), starts, asked, sampler)
+        made = continue_starts(self.decoder, self.tokenizer, starts, asked, sampler)
         return [group[0].text for group in made]
 
     def rows(self, records: Sequence[Record]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
@@ -99,13 +100,10 @@ class RecordModel:
 
     def batch(self, passages: list[Passage]) -> tuple[Tensor, Tensor]:
         """Inputs, behind end-of-text as the first record of a row is, and targets; padded to the longest."""
-        end, longest = self.tokenizer.end_of_text, min(self.decoder.config.block_size, max(len(p.tokens) for p in passages))
-        inputs = np.full((len(passages), longest), end, np.int64)
-        targets = np.full((len(passages), longest), IGNORED, np.int64)
-        for j, (tokens, labels, *_) in enumerate(passages):
-            n = min(len(tokens), longest)
-            assert labels is not None
-            inputs[j, 1:n] = tokens[: n - 1]
-            targets[j, :n] = np.where(labels[:n] == NOTHING, IGNORED, labels[:n])
-        device = self.decoder.wte.weight.device
-        return torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device)
+        end, size, device = self.tokenizer.end_of_text, self.decoder.config.block_size, self.decoder.wte.weight.device
+        inputs = [torch.from_numpy(np.append(end, p.tokens[:-1])[:size]) for p in passages]
+        targets = [torch.from_numpy(p.labels[:size]).long() for p in passages if p.labels is not None]
+        return (
+            pad_sequence(inputs, batch_first=True, padding_value=end).to(device),
+            pad_sequence(targets, batch_first=True, padding_value=IGNORED).to(device),
+        )

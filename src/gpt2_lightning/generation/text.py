@@ -8,8 +8,9 @@ anywhere, and so the tokens are those that other libraries continue.
 
 import codecs
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -19,7 +20,7 @@ from gpt2_lightning.data.tokens import Tokenizer, load_tokenizer
 from gpt2_lightning.decoder import Decoder
 from gpt2_lightning.errors import ConfigError
 from gpt2_lightning.generation.beam import Beam, beam_search
-from gpt2_lightning.generation.engine import PADDING, continue_tokens
+from gpt2_lightning.generation.engine import PADDING, Observe, continue_tokens
 from gpt2_lightning.generation.packed import PackedDecoder, pack
 from gpt2_lightning.generation.sampler import prompt_keys
 from gpt2_lightning.settings.data import TOKENIZERS
@@ -31,32 +32,21 @@ __all__ = ["Continuation", "continue_texts", "generate", "tokenizer_of"]
 Watch = Callable[[str], None]
 
 
-@runtime_checkable
-class Ends(Protocol):
-    """What a text is read with as it comes."""
-
-    end_of_text: int
-
-    def decode_bytes(self, tokens: list[int]) -> bytes:
-        """The bytes of the tokens."""
-        ...
-
-
 @dataclass(kw_only=True, slots=True)
 class Continuation:
     """One continuation of a prompt: ``ended`` by ``end_of_text``, a ``stop`` string, its ``length`` or the ``context``."""
 
-    prompt: str
     text: str
     tokens: list[int]
     ended: str
     score: float | None = None
+    prompt: str = ""
 
 
 class Reply:
     """The text of one row as its tokens come: whole characters, up to the first stop string."""
 
-    def __init__(self, tokenizer: Ends, stop: list[str], watch: Watch | None = None) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: list[str], watch: Watch | None = None) -> None:
         self.tokenizer, self.stop, self.watch = tokenizer, stop, watch
         self.characters = codecs.getincrementaldecoder("utf-8")("replace")
         self.tokens: list[int] = []
@@ -87,22 +77,12 @@ class Reply:
             self.watch(self.text[self.shown : end])
             self.shown = end
 
-    def finish(self, prompt: str, ended: str, score: float | None = None) -> Continuation:
+    def finish(self, ended: str, score: float | None = None) -> Continuation:
         """The whole of it; ``ended`` is the reason where no other was met."""
         if self.ended != "stop":
             self.text += self.characters.decode(b"", final=True)
         self.show(len(self.text))
-        return Continuation(prompt=prompt, text=self.text, tokens=self.tokens, ended=self.ended or ended, score=score)
-
-
-@dataclass(kw_only=True, slots=True)
-class Row:
-    """One text to be made: its prompt, the tokens it begins with, how many may follow, its key of chance."""
-
-    prompt: str
-    start: list[int]
-    limit: int
-    key: int
+        return Continuation(text=self.text, tokens=self.tokens, ended=self.ended or ended, score=score)
 
 
 def continue_texts(
@@ -114,34 +94,22 @@ def continue_texts(
     ``watch`` gets the pieces of a single text as they come. Raises ConfigError for what the decoder cannot do, at once.
     """
     starts = [tokenizer.encode(prompt).tolist() or [tokenizer.end_of_text] for prompt in prompts]
-    return continue_starts(decoder, tokenizer, prompts, starts, config, sampler, watch)
+    groups = continue_starts(decoder, tokenizer, starts, config, sampler, watch)
+    return ([replace(one, prompt=prompt) for one in group] for prompt, group in zip(prompts, groups, strict=True))
 
 
 def continue_starts(
-    decoder: Decoder, tokenizer: Ends, prompts: list[str], starts: list[list[int]], config: GenerateConfig,
-    sampler: SamplerConfig, watch: Watch | None = None,
+    decoder: Decoder, tokenizer: Tokenizer, starts: list[list[int]], config: GenerateConfig, sampler: SamplerConfig,
+    watch: Watch | None = None, observe: Observe | None = None,
 ) -> Iterator[list[Continuation]]:  # fmt: skip
-    """The same for prompts as tokens, ``config.batch_size`` texts side by side."""
+    """The same for prompts as tokens, ``config.batch_size`` texts side by side; ``observe`` is that of the engine."""
     check(decoder, starts, config, sampler)
     packed = decoder if isinstance(decoder, PackedDecoder) else pack(decoder, config.numbers)
-    copies = 1 if sampler.beams > 1 else config.n
-    rows = list(make_rows(prompts, starts, packed.config.block_size, config, copies))
-    return side_by_side(packed, tokenizer, rows, config, sampler, watch if len(rows) == 1 else None)
-
-
-def side_by_side(
-    decoder: Decoder, tokenizer: Ends, rows: list[Row], config: GenerateConfig, sampler: SamplerConfig, watch: Watch | None
-) -> Iterator[list[Continuation]]:
-    """The continuations of each prompt, of which some ``config.batch_size`` are worked on at a time."""
-    together = search if sampler.beams > 1 else sample
-    size = max(1, config.batch_size // sampler.beams)
-    made: list[Continuation] = []
-    for i in range(0, len(rows), size):
-        for found in together(decoder, tokenizer, rows[i : i + size], config, sampler, watch):
-            made += found
-            if len(made) == config.n or sampler.beams > 1:
-                yield made
-                made = []
+    if sampler.beams > 1:
+        return search(packed, tokenizer, starts, config, sampler)
+    rows = [start for start in starts for _ in range(config.n)]
+    made = sample(packed, tokenizer, rows, config, sampler, watch if len(rows) == 1 else None, observe)
+    return iter(lambda: list(islice(made, config.n)), [])
 
 
 def check(decoder: Decoder, starts: list[list[int]], config: GenerateConfig, sampler: SamplerConfig) -> None:
@@ -160,49 +128,51 @@ def check(decoder: Decoder, starts: list[list[int]], config: GenerateConfig, sam
         raise config.refuse("context", rule, "Set context=slide")
 
 
-def make_rows(
-    prompts: list[str], starts: list[list[int]], block_size: int, config: GenerateConfig, copies: int
-) -> Iterator[Row]:
-    """The rows of all texts, ``copies`` of each prompt."""
-    keys = iter(prompt_keys(config.seed, [start for start in starts for _ in range(copies)]))
-    for prompt, start in zip(prompts, starts, strict=True):
-        room = block_size - len(start) if config.context == "stop" else config.max_new_tokens
-        for _ in range(copies):
-            yield Row(prompt=prompt, start=start, limit=min(room, config.max_new_tokens), key=next(keys))
-
-
 def sample(
-    decoder: Decoder, tokenizer: Ends, rows: list[Row], config: GenerateConfig, sampler: SamplerConfig, watch: Watch | None
-) -> list[list[Continuation]]:
+    decoder: Decoder, tokenizer: Tokenizer, starts: list[list[int]], config: GenerateConfig, sampler: SamplerConfig,
+    watch: Watch | None, observe: Observe | None,
+) -> Iterator[Continuation]:  # fmt: skip
     """One continuation of each row, drawn."""
-    replies = [Reply(tokenizer, config.stop, watch) for _ in rows]
-    continue_tokens(
-        decoder, [row.start for row in rows], [row.limit for row in rows], sampler, [row.key for row in rows],
-        lambda i, token: replies[i].feed(token), config.slide_by,
-        step=config.step,
-    )  # fmt: skip
-    return [[reply.finish(row.prompt, why(row, config))] for reply, row in zip(replies, rows, strict=True)]
+    keys = prompt_keys(config.seed, starts)
+    for i in range(0, len(starts), config.batch_size):
+        some = starts[i : i + config.batch_size]
+        replies, limits = [Reply(tokenizer, config.stop, watch) for _ in some], limits_of(some, decoder, config)
+
+        def ended(row: int, token: int, replies: list[Reply] = replies) -> bool:
+            return replies[row].feed(token)
+
+        now = keys[i : i + len(some)]
+        continue_tokens(decoder, some, limits, sampler, now, ended, config.slide_by, observe, config.step)
+        yield from (reply.finish(why(limit, config)) for reply, limit in zip(replies, limits, strict=True))
 
 
 def search(
-    decoder: Decoder, tokenizer: Ends, rows: list[Row], config: GenerateConfig, sampler: SamplerConfig, watch: Watch | None
-) -> list[list[Continuation]]:
+    decoder: Decoder, tokenizer: Tokenizer, starts: list[list[int]], config: GenerateConfig, sampler: SamplerConfig
+) -> Iterator[list[Continuation]]:
     """The best continuations of each row by beam search; a stop string cuts what was found."""
-    starts, limits = [row.start for row in rows], [row.limit for row in rows]
-    beams = beam_search(decoder, starts, limits, sampler, tokenizer.end_of_text, config.n, config.slide_by)
-    found: list[list[Continuation]] = []
-    for row, best in zip(rows, beams, strict=True):
-        found.append([])
-        for beam in best or [Beam([], 0.0)]:
-            reply = Reply(tokenizer, config.stop)
-            any(reply.feed(token) for token in beam.tokens)
-            found[-1].append(reply.finish(row.prompt, why(row, config), beam.score))
-    return found
+    size = max(1, config.batch_size // sampler.beams)
+    for i in range(0, len(starts), size):
+        limits = limits_of(starts[i : i + size], decoder, config)
+        beams = beam_search(decoder, starts[i : i + size], limits, sampler, tokenizer.end_of_text, config.n, config.slide_by)
+        for best, limit in zip(beams, limits, strict=True):
+            found = []
+            for beam in best or [Beam([], 0.0)]:
+                reply = Reply(tokenizer, config.stop)
+                any(reply.feed(token) for token in beam.tokens)
+                found.append(reply.finish(why(limit, config), beam.score))
+            yield found
 
 
-def why(row: Row, config: GenerateConfig) -> str:
+def limits_of(starts: list[list[int]], decoder: Decoder, config: GenerateConfig) -> list[int]:
+    """How many tokens may follow each start."""
+    if config.context == "slide":
+        return [config.max_new_tokens] * len(starts)
+    return [min(decoder.config.block_size - len(start), config.max_new_tokens) for start in starts]
+
+
+def why(limit: int, config: GenerateConfig) -> str:
     """The reason why a row ended where neither end-of-text nor a stop string did."""
-    return "length" if row.limit == config.max_new_tokens else "context"
+    return "length" if limit == config.max_new_tokens else "context"
 
 
 def tokenizer_of(decoder: Decoder) -> Tokenizer:
@@ -214,12 +184,11 @@ def tokenizer_of(decoder: Decoder) -> Tokenizer:
     return load_tokenizer(names[0])
 
 
-class NoText:
+class NoText(Tokenizer):
     """What stands in for a tokenizer where tokens are asked for and given: they have no text, and may have an end."""
 
-    def __init__(self, vocab_size: int) -> None:
-        self.vocab_size = vocab_size
-        self.end_of_text = vocab_size - 1 if vocab_size in TOKENIZERS.values() else PADDING
+    def __init__(self, end_of_text: int = PADDING) -> None:
+        self.end_of_text = end_of_text
 
     def decode_bytes(self, tokens: list[int]) -> bytes:
         """Nothing."""
@@ -248,13 +217,14 @@ def generate_tokens(
     decoder: Decoder, prompts: Int[Tensor, "B T"], config: GenerateConfig, sampler: SamplerConfig
 ) -> Int[Tensor, "B_n T_new"]:
     """The prompts' tokens and their continuations, on the prompts' device."""
-    nothing, starts = NoText(decoder.config.vocab_size), prompts.tolist()
+    starts, words = prompts.tolist(), decoder.config.vocab_size
     if config.stop:
         raise config.refuse("stop", "is for prompts that are text")
-    if not all(0 <= token < decoder.config.vocab_size for start in starts for token in start) or not prompts.shape[1]:
-        rule = f"must be tokens, at least one, of the vocabulary of {decoder.config.vocab_size}"
+    if not all(0 <= token < words for start in starts for token in start) or not prompts.shape[1]:
+        rule = f"must be tokens, at least one, of the vocabulary of {words}"
         raise ConfigError("prompts", key="prompts", value=list(prompts.shape), rule=rule)
-    groups = continue_starts(decoder, nothing, [""] * len(starts), starts, config, sampler)
+    nothing = NoText(words - 1) if words in TOKENIZERS.values() else NoText()
+    groups = continue_starts(decoder, nothing, starts, config, sampler)
     rows = [start + one.tokens for start, group in zip(starts, groups, strict=True) for one in group]
     longest = max(map(len, rows), default=prompts.shape[1])
     filled = [row + [nothing.end_of_text] * (longest - len(row)) for row in rows]

@@ -17,14 +17,13 @@ from gpt2_lightning.settings.task import TaskConfig
 from gpt2_lightning.tasks.classification import Classification
 from gpt2_lightning.tasks.completion import Completion
 from gpt2_lightning.tasks.dialogue import Dialogue
-from gpt2_lightning.tasks.lm import LanguageModelling
 from gpt2_lightning.tasks.task import Task
 from gpt2_lightning.tasks.translation import Translation
 
 __all__ = ["TASKS", "identity", "load_task"]
 
 TASKS: dict[str, type[Task]] = {
-    "lm": LanguageModelling,
+    "lm": Task,
     "classification": Classification,
     "dialogue": Dialogue,
     "translation": Translation,

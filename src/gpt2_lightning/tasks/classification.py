@@ -5,9 +5,11 @@ Choice not taken: a matrix of its own as the head, which the decoder, its checkp
 The head on the last token is the tied one, restricted to the labels' first tokens.
 """
 
-import math
 from collections import Counter
+from statistics import fmean
 from typing import Any
+
+import numpy as np
 
 from gpt2_lightning.tasks.task import (
     BadRecord,
@@ -59,13 +61,13 @@ class Classification(Task):
         labels = self.config.labels or sorted({*trained, *there})
         scores = self.scores(records, model, labels)
         chosen = [labels[max(range(len(labels)), key=row.__getitem__)] for row in scores]
-        own = [row[labels.index(label)] - log_sum(row) for row, label in zip(scores, there, strict=True)]
+        own = [row[labels.index(label)] - float(np.logaddexp.reduce(row)) for row, label in zip(scores, there, strict=True)]
         table = confusion(labels, there, chosen)
         common = (trained or Counter(there)).most_common(1)[0][0]
         measures = {
-            "accuracy": share(a == b for a, b in zip(there, chosen, strict=True)),
+            "accuracy": fmean(a == b for a, b in zip(there, chosen, strict=True)),
             "macro_f1": macro_f1(table),
-            "baseline_accuracy": share(label == common for label in there),
+            "baseline_accuracy": fmean(label == common for label in there),
             "label_nats": -sum(own) / len(own),
         }
         return Judgement(measures=measures, text=as_text(labels, table), details={"labels": labels, "confusion": table})
@@ -90,18 +92,6 @@ def macro_f1(table: list[list[int]]) -> float:
     there, chosen = [sum(row) for row in table], [sum(column) for column in zip(*table, strict=True)]
     found = [2 * table[i][i] / (there[i] + chosen[i]) for i in range(len(table)) if there[i] + chosen[i]]
     return sum(found) / len(found)
-
-
-def share(hits: Any) -> float:
-    """The share that is true."""
-    found = list(hits)
-    return sum(found) / len(found)
-
-
-def log_sum(logs: list[float]) -> float:
-    """The logarithm of the sum of exponentials."""
-    most = max(logs)
-    return most + math.log(sum(math.exp(v - most) for v in logs))
 
 
 def as_text(labels: list[str], table: list[list[int]]) -> str:

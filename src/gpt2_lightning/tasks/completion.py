@@ -5,7 +5,7 @@ One number: 1, the text that counts as right: Y itself, but for blanks around it
 
 from typing import Any
 
-from gpt2_lightning.tasks.task import Judgement, Model, Record, Records, Task, answer, cue, show, text_of, x, y
+from gpt2_lightning.tasks.task import Judgement, Model, Record, Records, Task, answer, cue, nats_per_token, text_of, x, y
 
 __all__ = ["Completion"]
 
@@ -22,9 +22,8 @@ class Completion(Task):
     def judge(self, records: Records, model: Model) -> Judgement:
         """The share of records whose Y is what the model writes, and the nats a token of Y."""
         found = records.held_out
-        costs = model.nats(found)
+        nats = nats_per_token(model.nats(found))
         written = model.write(found, self.config.max_new_tokens, beams=self.config.beams)
         right = [w.strip() == answer(r).strip() for w, r in zip(written, found, strict=True)]
-        shown = "\n\n".join(show(r, w) for r, w in zip(found[: self.config.shown], written, strict=False))
-        nats = sum(n for n, _ in costs) / max(1, sum(tokens for _, tokens in costs))
-        return Judgement(measures={"exact_match": sum(right) / len(right), "nats_per_token": nats}, text=shown)
+        measures = {"exact_match": sum(right) / len(right), "nats_per_token": nats}
+        return Judgement(measures=measures, text=self.examples(found, written))

@@ -9,6 +9,7 @@ vocabulary does not have.
 import math
 from typing import Any
 
+from gpt2_lightning.metrics import perplexity
 from gpt2_lightning.tasks.task import (
     BadRecord,
     Judgement,
@@ -19,8 +20,8 @@ from gpt2_lightning.tasks.task import (
     answer,
     cue,
     field_of,
-    question,
-    read_only,
+    nats_per_token,
+    with_answer,
     x,
     y,
 )
@@ -83,16 +84,14 @@ class Dialogue(Task):
 
     def judge(self, records: Records, model: Model) -> Judgement:
         """Perplexity of the last replies with and without what stands before them, and the variety of drawn ones."""
-        last = [[*map(read_only, question(r)), y(answer(r))] for r in records.held_out]
+        last = [with_answer(r, answer(r)) for r in records.held_out]
         drawn = model.write(last, self.config.max_new_tokens, sample=True, stop=("\n",))
         words = [text.split() for text in drawn]
-        numbers = {word: i for i, word in enumerate(sorted({w for text in words for w in text}))}
-        texts = [[numbers[w] for w in text] for text in words]
         found = {
-            "reply_perplexity": perplexity(model.nats(last)),
-            "alone_perplexity": perplexity(model.nats([r[-2:] for r in last])),
-            "distinct_1": distinct(texts, 1),
-            "distinct_2": distinct(texts, 2),
+            "reply_perplexity": perplexity(nats_per_token(model.nats(last))),
+            "alone_perplexity": perplexity(nats_per_token(model.nats([r[-2:] for r in last]))),
+            "distinct_1": distinct(words, 1),
+            "distinct_2": distinct(words, 2),
         }
         shown = zip(last[: self.config.shown], drawn, strict=False)
         text = "\n\n".join("".join(p.text for p in r[:-1]) + f"{d}\n  (there: {answer(r).strip()})" for r, d in shown)
@@ -102,8 +101,3 @@ class Dialogue(Task):
 def reply(who: str, said: str) -> Record:
     """A turn that is predicted, to the end of its line."""
     return [cue(f"{who}:"), y(f" {said}\n")]
-
-
-def perplexity(costs: list[tuple[float, int]]) -> float:
-    """exp of the nats a token."""
-    return math.exp(sum(n for n, _ in costs) / max(1, sum(tokens for _, tokens in costs)))

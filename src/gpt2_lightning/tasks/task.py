@@ -79,7 +79,7 @@ class Judgement:
 
 
 class Task:
-    """The base of all tasks, and language modelling itself: a text all of which is predicted, with nothing to judge.
+    """The base of all tasks, and language modelling itself: plain text all of which is predicted, with nothing to judge.
 
     ``measures`` names what ``judge`` measures, for a sweep.
     """
@@ -96,6 +96,10 @@ class Task:
     def judge(self, records: Records, model: Model) -> Judgement:
         """What was learnt, on held-out records."""
         return Judgement()
+
+    def examples(self, records: Sequence[Record], written: Sequence[str]) -> str:
+        """The first ``config.shown`` records, each with what was written."""
+        return "\n\n".join(show(r, w) for r, w in zip(records[: self.config.shown], written, strict=False))
 
 
 def field_of(record: dict[str, Any], name: str) -> Any:
@@ -124,8 +128,8 @@ def answer(record: Record) -> str:
 
 
 def with_answer(record: Record, text: str) -> Record:
-    """The record up to its last Y, and this text in its place."""
-    return [*question(record), y(text)]
+    """The record up to its last Y, all of it only read, and this text in that Y's place."""
+    return [*(part._replace(kind="x") if part.kind == "y" else part for part in question(record)), y(text)]
 
 
 def question(record: Record) -> Record:
@@ -134,12 +138,12 @@ def question(record: Record) -> Record:
     return record[:last]
 
 
-def read_only(part: Part) -> Part:
-    """The same part, read and not predicted."""
-    return part._replace(kind="x") if part.kind == "y" else part
-
-
 def show(record: Record, written: str) -> str:
     """A record's question, what was written, and what stands there."""
     before = "".join(part.text for part in question(record))
     return f"{before}\n  written: {written.strip()}\n  there:   {answer(record).strip()}"
+
+
+def nats_per_token(costs: list[tuple[float, int]]) -> float:
+    """The mean over all tokens of what each record's tokens cost together."""
+    return sum(nats for nats, _ in costs) / max(1, sum(tokens for _, tokens in costs))

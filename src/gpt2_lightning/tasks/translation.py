@@ -6,7 +6,7 @@ One number: 4, the beams of conf/task/translation.yaml. Choice not taken: BLEU o
 from collections.abc import Sequence
 from typing import Any
 
-from gpt2_lightning.tasks.task import Judgement, Model, Record, Records, Task, answer, cue, show, text_of, x, y
+from gpt2_lightning.tasks.task import Judgement, Model, Record, Records, Task, answer, cue, nats_per_token, text_of, x, y
 
 __all__ = ["Translation", "bleu_and_chrf"]
 
@@ -27,15 +27,13 @@ class Translation(Task):
         written = [" ".join(text.split()) for text in model.write(found, self.config.max_new_tokens, beams=self.config.beams)]
         references = [answer(r) for r in found]
         bleu, chrf = bleu_and_chrf(written, references)
-        costs = model.nats(found)
         measures = {
             "bleu": bleu,
             "chrf": chrf,
             "copy_chrf": bleu_and_chrf([r[0].text for r in found], references)[1],
-            "nats_per_token": sum(n for n, _ in costs) / max(1, sum(tokens for _, tokens in costs)),
+            "nats_per_token": nats_per_token(model.nats(found)),
         }
-        shown = "\n\n".join(show(r, w) for r, w in zip(found[: self.config.shown], written, strict=False))
-        return Judgement(measures=measures, text=shown)
+        return Judgement(measures=measures, text=self.examples(found, written))
 
 
 def bleu_and_chrf(written: Sequence[str], references: Sequence[str]) -> tuple[float, float]:
