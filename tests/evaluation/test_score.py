@@ -105,7 +105,7 @@ def test_perplexity_equals_the_reference_by_hand(stride: int) -> None:
 
 
 def test_figures_are_those_of_their_names() -> None:
-    figures = text_figures(Measured(100 * math.log(8), 100, 150).plus(Measured(0.0, 0, 150)))
+    figures = text_figures(Measured(100 * math.log(8), 100, 150), Measured(0.0, 0, 150))
     assert figures["cross_entropy"] == pytest.approx(math.log(8))
     assert figures["perplexity"] == pytest.approx(8)
     assert figures["bits_per_byte"] == pytest.approx(1.0)

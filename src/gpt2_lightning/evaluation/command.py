@@ -115,7 +115,7 @@ def judge_texts(
             found[name] = measure(decoder, texts, end, tokenizer.token_bytes(), stride, config.batch_size, bar.update)
     figures = {name: text_figures(measured) for name, measured in found.items()}
     if len(found) > 1:
-        figures["all"] = text_figures(Measured(*map(sum, zip(*found.values(), strict=True))))
+        figures["all"] = text_figures(*found.values())
     return figures
 
 

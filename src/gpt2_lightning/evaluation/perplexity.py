@@ -64,13 +64,9 @@ def measure(
     return total
 
 
-def text_figures(measured: Measured) -> dict[str, int | float]:
-    """The named figures of a text."""
-    mean = measured.nats / max(1, measured.tokens)
-    return {
-        "cross_entropy": mean,
-        "perplexity": perplexity(mean),
-        "bits_per_byte": bits_per_byte(measured.nats, measured.n_bytes),
-        "tokens": measured.tokens,
-        "bytes": measured.n_bytes,
-    }
+def text_figures(*texts: Measured) -> dict[str, int | float]:
+    """The named figures of texts together."""
+    nats, tokens, n_bytes = map(sum, zip(*texts, strict=True))
+    mean = nats / max(1, tokens)
+    figures = {"cross_entropy": mean, "perplexity": perplexity(mean), "bits_per_byte": bits_per_byte(nats, int(n_bytes))}
+    return figures | {"tokens": tokens, "bytes": n_bytes}
