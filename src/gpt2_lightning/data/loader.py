@@ -5,7 +5,6 @@ worker fills some rows of every micro-batch, so that each lane stays where it is
 One number: 3, the steps whose places are kept, since Lightning may have asked for a batch more than it has trained on.
 """
 
-import multiprocessing
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -96,18 +95,15 @@ class TrainLoader:
         self.places = rows.places.copy()
         self.kept = {start: rows.places.copy()}
         self.ended, self.ended_rows = False, 0
-        self.processes: list[Any] = []
 
     def __len__(self) -> int:
         return self.stop - self.skipped
 
     def __iter__(self) -> Iterator[Batch]:
         stream = PartStream(self.rows, self.start, self.stop)
-        others = multiprocessing.active_children()
         own = torch.Generator()  # drawing the workers' seeds moves no generator that training uses
         how: dict[str, Any] = {"num_workers": self.workers, "generator": own, "worker_init_fn": begin_worker}
         parts = iter(DataLoader(stream, batch_size=None, **how) if self.workers else stream)
-        self.processes = [process for process in multiprocessing.active_children() if process not in others]
         for step in range(self.start, self.stop):
             began = time.perf_counter()
             batch = self.join(step, [self.next_part(parts) for _ in range(max(1, self.workers))])
@@ -118,26 +114,14 @@ class TrainLoader:
         """The next worker's part; raises what it met, or MachineError when it was killed."""
         try:
             part = next(parts)
-        except (RuntimeError, OSError, EOFError) as error:
-            if not (rule := self.killed(error)):
+        except RuntimeError as error:  # by torch, as soon as a worker's death is heard of
+            if DEATH not in str(error):
                 raise
-            remedy = "Was it out of memory? Lower data.workers"
+            rule, remedy = str(error).splitlines()[0], "Was it out of memory? Lower data.workers"
             raise MachineError("data worker", key="data.workers", value=self.workers, rule=rule, remedy=remedy) from error
         if isinstance(part, PlatformError):
             raise part
         return part
-
-    def killed(self, error: Exception) -> str:
-        """Who was killed, where the error says so or comes of asking one that is gone; empty for other errors."""
-        try:
-            for process in [] if DEATH in str(error) else self.processes:
-                process.join(1.0)
-        except RuntimeError as said:  # by torch, as soon as a worker's death is heard of
-            error = said
-        if DEATH in str(error):
-            return str(error).splitlines()[0]
-        dead = [process for process in self.processes if process.exitcode]
-        return f"worker (pid {dead[0].pid}) is killed by signal: {-dead[0].exitcode}" if dead else ""
 
     def join(self, step: int, parts: list[Rows]) -> Batch:
         """One micro-batch of the workers' parts; notes where its lanes stand."""
