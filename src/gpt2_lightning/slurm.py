@@ -170,7 +170,8 @@ def make_script(config: RunConfig, launch: SlurmLaunch, job: dict[str, Any], mor
 
 def own_options(folder: Path, launch: SlurmLaunch, nodes: int, array: bool) -> dict[str, Any]:
     """The options of sbatch that submitit has no names for, or other defaults."""
-    given = {name.replace("_", "-"): value for name, value in launch.options.items() if value not in (None, False)}
+    left_out = [name for name, value in launch.options.items() if value is None or value is False]  # 0 is a value
+    given = {name.replace("_", "-"): value for name, value in launch.options.items() if name not in left_out}
     log = f"{str(folder).replace('%', '%%')}/{'%A_%a' if array else '%j'}.log"
     signal = f"{'B:' if nodes == 1 else ''}USR1@{launch.signal_seconds}"
     limit = {"time": launch.time} if launch.time else {}

@@ -7,7 +7,7 @@ Ranges are data beside the default, not code, so that the help and the search sp
 
 import math
 from collections.abc import Sequence
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any, ClassVar, get_args
 
@@ -15,7 +15,7 @@ from gpt2_lightning.errors import ConfigError
 
 
 def setting(default: Any, what: str, **rules: Any) -> Any:
-    """A field with its meaning and rules: ``at_least``, ``above``, ``at_most``, ``below``, ``choices``, ``remedy``."""
+    """A field with its meaning and rules: ``at_least``, ``above``, ``at_most``, ``below``, ``choices``."""
     metadata = {"what": what, **rules}
     if isinstance(default, list | dict):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
@@ -97,7 +97,7 @@ def check_value(f: "Field[Any]", value: Any, key: str) -> None:
     for one in value if isinstance(value, Sequence) and not isinstance(value, str) else [value]:
         rule = broken_rule(f.metadata, one)
         if rule:
-            remedy = f.metadata.get("remedy", f"The default is {key}={f.default}" if f.default is not None else "")
+            remedy = "" if f.default in (None, MISSING) else f"The default is {key}={f.default}"
             raise ConfigError(f.metadata.get("what", f.name), key=key, value=value, rule=rule, remedy=remedy)
 
 
