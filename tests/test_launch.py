@@ -50,12 +50,13 @@ def command(script: str) -> list[str]:
 
 def test_a_run_gets_what_was_asked_for(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ("launch.partition=gpu", "launch.time=1-04:00:00", "launch.nodes=2", "launch.gpus_per_node=4", "launch.account=lab")
-    more = ("launch.options={qos: high, mail_type: END, exclusive: true, nice: null, threads_per_core: 0}", "launch.options.mem=64G")
+    more = ("launch.options={qos: high, mail_type: END, exclusive: true, nice: null, mincpus: 0}", "launch.options.mem=64G")
     script = shown(capsys, *RUN, *asked, *more, "launch.cpus_per_task=8", "launch.setup=['module load cuda']", "seed=3")
     assert options(script) == {
         "account=lab", "cpus-per-task=8", "exclusive", "gpus-per-node=4", "job-name=quickstart", "mail-type=END", "mem=64G",
-        "nodes=2", "ntasks-per-node=4", "open-mode=append", f"output={here}/outputs/slurm/%j.log", "partition=gpu", "qos=high",
-        "requeue", "signal=USR1@120", "threads-per-core=0", "time=1-04:00:00",
+        "mincpus=0", "nodes=2", "ntasks-per-node=4", "open-mode=append", f"output={here}/outputs/slurm/%j.log",
+        "partition=gpu", "qos=high",
+        "requeue", "signal=USR1@120", "time=1-04:00:00",
     }  # fmt: skip
     assert script.index("module load cuda\nexport OMP_NUM_THREADS=8\n") < script.index("\nsetsid srun ")
     words = command(script)
