@@ -3,6 +3,7 @@
 One number: 1, the document that is read for any place. Choice not taken: iterators, which have no places.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,23 +15,23 @@ from gpt2_lightning.data.tokens import Tokenizer
 __all__ = ["Documents", "ended"]
 
 
-class Documents:
+class Documents(ABC):
     """The documents of one part of a corpus, or the segments of long ones; ``fingerprint`` tells their text from any other."""
 
     fingerprint: str
     warnings: Sequence[str] = ()  # what was odd about the text
     tokenizer: Tokenizer | None = None  # that of what is stored, None where that is text
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def __len__(self) -> int: ...
 
+    @abstractmethod
     def elements(self, n: int) -> int:
         """Bytes, or tokens where it is tokenised, of the first n together."""
-        raise NotImplementedError
 
+    @abstractmethod
     def text(self, i: int) -> str:
         """The text of document i."""
-        raise NotImplementedError
 
     def first(self, documents: int | None) -> int:
         """How many of these the first so many documents of the corpus make; None means all."""
@@ -41,7 +42,8 @@ class Documents:
         return True
 
     def discard(self) -> None:
-        """Remove what was built for a run that is refused."""
+        """Remove what was built for a run that is refused: nothing, where nothing is built."""
+        return
 
     def tokens(self, i: int, tokenizer: Tokenizer) -> np.ndarray:
         """The tokens of document i and end-of-text."""

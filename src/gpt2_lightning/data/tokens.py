@@ -7,6 +7,7 @@ One number: 50,257 words, the last of them end-of-text. Choice not taken: ``tikt
 import base64
 import gzip
 import hashlib
+from abc import ABC, abstractmethod
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -17,7 +18,7 @@ import tiktoken
 from gpt2_lightning.errors import DataError
 from gpt2_lightning.settings.data import TOKENIZERS
 
-__all__ = ["END_OF_TEXT", "ByteTokenizer", "GPT2Tokenizer", "Tokenizer", "gpt2_ranks", "load_tokenizer"]
+__all__ = ["END_OF_TEXT", "ByteTokenizer", "GPT2Tokenizer", "Tokenizer", "Words", "gpt2_ranks", "load_tokenizer"]
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -25,7 +26,17 @@ RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930
 SPLIT = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""  # Radford et al. 2019, encoder.py
 
 
-class Tokenizer:
+class Words(ABC):
+    """What tokens are read as, and which of them ends a text."""
+
+    end_of_text: int
+
+    @abstractmethod
+    def decode_bytes(self, tokens: list[int]) -> bytes:
+        """The bytes of the ids."""
+
+
+class Tokenizer(Words):
     """What a tokenizer offers: the last word of its vocabulary is end-of-text, which has no bytes."""
 
     name: str
@@ -34,13 +45,9 @@ class Tokenizer:
         self.vocab_size = TOKENIZERS[self.name]
         self.end_of_text = self.vocab_size - 1
 
+    @abstractmethod
     def encode(self, text: str) -> np.ndarray:
         """Token ids, int32."""
-        raise NotImplementedError
-
-    def decode_bytes(self, tokens: list[int]) -> bytes:
-        """The bytes of the ids."""
-        raise NotImplementedError
 
     def decode(self, tokens: list[int]) -> str:
         """The text of the ids; bytes that make no whole character become U+FFFD."""

@@ -100,7 +100,8 @@ def pack(decoder: Decoder, numbers: str = "float32") -> PackedDecoder:
     if numbers not in NUMBERS:
         raise ConfigError("numbers", key="numbers", value=numbers, rule=f"must be one of {', '.join(NUMBERS)}")
     if numbers == "int8" and decoder.wte.weight.is_cuda:
-        raise MachineError("numbers", key="numbers", value=numbers, rule="is for the CPU", remedy="Set accelerator=cpu")
+        remedy = "Set numbers=bfloat16, or accelerator=cpu"
+        raise MachineError("numbers", key="numbers", value=numbers, rule="is for the CPU", remedy=remedy)
     dtype = torch.bfloat16 if numbers == "bfloat16" else torch.float32
     with torch.device("meta"), Undrawn():
         packed = PackedDecoder(decoder.config)

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from gpt2_lightning.data.tokens import Tokenizer, load_tokenizer
+from gpt2_lightning.data.tokens import Tokenizer, Words, load_tokenizer
 from gpt2_lightning.decoder import Decoder
 from gpt2_lightning.errors import ConfigError
 from gpt2_lightning.generation.beam import Beam, beam_search
@@ -46,7 +46,7 @@ class Continuation:
 class Reply:
     """The text of one row as its tokens come: whole characters, up to the first stop string."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: list[str], watch: Watch | None = None) -> None:
+    def __init__(self, tokenizer: Words, stop: list[str], watch: Watch | None = None) -> None:
         self.tokenizer, self.stop, self.watch = tokenizer, stop, watch
         self.characters = codecs.getincrementaldecoder("utf-8")("replace")
         self.tokens: list[int] = []
@@ -99,7 +99,7 @@ def continue_texts(
 
 
 def continue_starts(
-    decoder: Decoder, tokenizer: Tokenizer, starts: list[list[int]], config: GenerateConfig, sampler: SamplerConfig,
+    decoder: Decoder, tokenizer: Words, starts: list[list[int]], config: GenerateConfig, sampler: SamplerConfig,
     watch: Watch | None = None, observe: Observe | None = None,
 ) -> Iterator[list[Continuation]]:  # fmt: skip
     """The same for prompts as tokens, ``config.batch_size`` texts side by side; ``observe`` is that of the engine."""
@@ -129,7 +129,7 @@ def check(decoder: Decoder, starts: list[list[int]], config: GenerateConfig, sam
 
 
 def sample(
-    decoder: Decoder, tokenizer: Tokenizer, starts: list[list[int]], config: GenerateConfig, sampler: SamplerConfig,
+    decoder: Decoder, tokenizer: Words, starts: list[list[int]], config: GenerateConfig, sampler: SamplerConfig,
     watch: Watch | None, observe: Observe | None,
 ) -> Iterator[Continuation]:  # fmt: skip
     """One continuation of each row, drawn."""
@@ -147,7 +147,7 @@ def sample(
 
 
 def search(
-    decoder: Decoder, tokenizer: Tokenizer, starts: list[list[int]], config: GenerateConfig, sampler: SamplerConfig
+    decoder: Decoder, tokenizer: Words, starts: list[list[int]], config: GenerateConfig, sampler: SamplerConfig
 ) -> Iterator[list[Continuation]]:
     """The best continuations of each row by beam search; a stop string cuts what was found."""
     size = max(1, config.batch_size // sampler.beams)
@@ -184,7 +184,7 @@ def tokenizer_of(decoder: Decoder) -> Tokenizer:
     return load_tokenizer(names[0])
 
 
-class NoText(Tokenizer):
+class NoText(Words):
     """What stands in for a tokenizer where tokens are asked for and given: they have no text, and may have an end."""
 
     def __init__(self, end_of_text: int = PADDING) -> None:
